@@ -1,0 +1,2 @@
+from .cache import HierarchicalCache
+from .config import CacheConfig

@@ -1,0 +1,97 @@
+"""Dual-softmax gated attention: how the recent window and the virtual tokens share a query.
+
+The plain-PyTorch reference. It works on scores and answers with weights, so that the caller decides
+how values are laid out (a ring, blocks of a sequence, latent read-outs).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# A new gate leaves the layer close to its recent window, but far enough from saturation to learn:
+# joint starts with about 1% of the mass on virtual tokens at 100 recent frames, the others with 2%.
+JOINT_BIAS = -2.0
+OPEN_LOGIT = 4.0
+RESIDUAL_SCALE = 0.1  # as in TTT-Video, arXiv 2504.05298
+
+
+class Gate(nn.Module):
+    """Mixes two attentions into one set of weights, per query and head.
+
+    `output = alpha * softmax(recent) V + (1 - alpha) * softmax(virtual) V_virtual` with
+
+    | kind       | alpha                                                                         |
+    |------------|-------------------------------------------------------------------------------|
+    | `joint`    | `sigmoid(lse(recent) - lse(virtual) - b)`, `b` per head: one softmax over both |
+    | `fixed`    | the given constant                                                            |
+    | `layer`    | sigmoid of a learned scalar                                                   |
+    | `head`     | sigmoid of a learned scalar per head                                          |
+    | `query`    | sigmoid of a learned linear function of the query before RoPE                 |
+    | `residual` | no alpha: `recent + tanh(a) * virtual`, `a` per head (arXiv 2504.05298)       |
+
+    Where no virtual token is visible the weights are exactly `softmax(recent)` and zero.
+
+    Args:
+        kind: one of `ttt_cache.config.GATES`.
+        num_heads: query heads, H.
+        head_dim: width of a head, D.
+        alpha: the constant of `fixed`.
+    """
+
+    def __init__(
+        self, kind: str, num_heads: int, head_dim: int, alpha: float, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        self.kind, self.alpha = kind, alpha
+        start = {"joint": JOINT_BIAS, "residual": RESIDUAL_SCALE}.get(kind, OPEN_LOGIT)
+        size = {"fixed": 0, "layer": 1}.get(kind, num_heads)
+        factory = {"device": device, "dtype": dtype}
+        if size:
+            self.bias = nn.Parameter(torch.full((size,), start, **factory))
+        if kind == "query":
+            self.weight = nn.Parameter(torch.zeros(num_heads, head_dim, **factory))
+
+    def forward(
+        self, recent: Tensor, virtual: Tensor, written: Tensor, q: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weights over recent and virtual tokens, in the dtype of `q`.
+
+        Args:
+            recent: scores `[B, Hkv, R, T, L]`, -inf where a query may not look; at least one is not.
+            virtual: scores `[B, Hkv, R, T, M]`, likewise.
+            written: bool `[B, 1, 1, T, 1]`, whether the query sees any virtual token.
+            q: queries before RoPE, `[B, Hkv, R, T, D]`.
+        """
+        dtype = q.dtype
+        recent, virtual = _at_least_float32(recent), _at_least_float32(virtual)
+        if self.kind == "joint":
+            # -inf plus the bias stays -inf: a memory that is not written takes no mass.
+            both = torch.cat([recent, virtual + self._per_head(q).to(virtual.dtype)], dim=-1)
+            weights = torch.softmax(both, dim=-1).to(dtype)
+            return weights[..., : recent.shape[-1]], weights[..., recent.shape[-1] :]
+        on_recent = torch.softmax(recent, dim=-1)
+        on_virtual = torch.softmax(virtual.masked_fill(~written, 0), dim=-1) * written
+        if self.kind == "residual":
+            scale = torch.tanh(self._per_head(q))
+            return on_recent.to(dtype), (scale * on_virtual).to(dtype)
+        alpha = torch.where(written, self._alpha(q), 1.0)
+        return (alpha * on_recent).to(dtype), ((1 - alpha) * on_virtual).to(dtype)
+
+    def _alpha(self, q: Tensor) -> Tensor | float:
+        if self.kind == "fixed":
+            return self.alpha
+        logit = self._per_head(q)
+        if self.kind == "query":
+            weight = self.weight.view(q.shape[1], q.shape[2], 1, -1).to(q.dtype)
+            logit = logit + (q * weight).sum(-1, keepdim=True)
+        return torch.sigmoid(_at_least_float32(logit))
+
+    def _per_head(self, q: Tensor) -> Tensor:
+        """The learned scalars as `[Hkv, R, 1, 1]`, or `[1, 1, 1, 1]` for one per layer."""
+        heads = (1, 1) if self.kind == "layer" else q.shape[1:3]
+        return self.bias.view(*heads, 1, 1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -1,0 +1,238 @@
+"""HierarchicalCache: the recent window and the memory of one attention layer, without its projections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Gate
+from .config import CacheConfig, whole_number
+from .memory import build_memory
+from .parallel import extend
+from .state import CacheState
+from .step import step
+
+Rotation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class HierarchicalCache(nn.Module):
+    """Attention to the last frames exactly and to everything older through a memory.
+
+    Semantics and symbols: `docs/semantics.md`. The parallel form is `cache(q, k, v, x)`, functional
+    in the state and differentiable; the streaming form is `cache.stream(q, k, v, x, state)`, in
+    place. Both give the same outputs for any split of a sequence into calls.
+
+    Args:
+        config: settings of one layer (no per-layer mappings).
+        dim: width of the hidden states.
+        num_heads: query heads, H.
+        head_dim: width of a head, D.
+        kv_heads: key heads, a divisor of `num_heads`; `None` means as many.
+        rope: `rope(q, k, offset)` turns queries and keys `[B, H, T, D]` to positions
+            `offset + 0 .. T - 1`, `offset` int64 `[B]`; Moshi's `RotaryEmbedding` is one. `None` for
+            models without rotary positions.
+        device, dtype: of the slow weights. Fast weights are float32 or wider.
+
+    Raises:
+        TypeError, ValueError: a size is not a positive integer, or the heads do not divide.
+
+    Example:
+        >>> cache = HierarchicalCache(CacheConfig(recent=4), dim=32, num_heads=2, head_dim=16)
+        >>> q, k, v, x = torch.randn(3, 1, 2, 50, 16).unbind() + (torch.randn(1, 50, 32),)
+        >>> y, state = cache(q, k, v, x)
+        >>> y.shape
+        torch.Size([1, 2, 50, 16])
+    """
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        *,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        kv_heads: int | None = None,
+        rope: Rotation | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(config, CacheConfig):
+            raise TypeError(f"config must be a CacheConfig, got {config!r}")
+        config.check_resolved()
+        self.config = config
+        self.dim = whole_number("dim", dim, 1)
+        self.num_heads = whole_number("num_heads", num_heads, 1)
+        self.head_dim = whole_number("head_dim", head_dim, 1)
+        self.kv_heads = self.num_heads if kv_heads is None else whole_number("kv_heads", kv_heads, 1)
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"kv_heads must divide num_heads={num_heads}, got {kv_heads}")
+        self.scale = 1 / math.sqrt(self.head_dim)
+        self.rope = rope
+        factory = {"device": device, "dtype": dtype}
+        # Follows `.to()`: where and in which dtype a new state lives.
+        self.register_buffer("anchor", torch.empty(0, **factory), persistent=False)
+        self.memory = build_memory(config, self.dim, self.kv_heads, self.head_dim, **factory)
+        self.gate: Gate | None = None
+        if self.memory is not None:
+            assert isinstance(config.gate, str)
+            self.gate = Gate(config.gate, self.num_heads, self.head_dim, config.alpha, **factory)
+
+    def init_state(
+        self,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CacheState:
+        """An empty state for `batch_size` conversations.
+
+        Args:
+            device, dtype: of the ring; those of the module by default.
+        """
+        batch = whole_number("batch_size", batch_size, 1)
+        device, dtype = device or self.anchor.device, dtype or self.anchor.dtype
+        config = self.config
+        ring = (batch, self.kv_heads, config.exact, self.head_dim)
+        sinks = (batch, self.kv_heads, config.sinks, self.head_dim)
+        width, memory, readout = 0, {}, torch.zeros(batch, 0, device=device)
+        if self.memory is not None:
+            version = self.memory.initial(batch)
+            width = self.memory.width
+            memory = {name: _zeros(tensor) for name, tensor in version.items()}
+            readout = _zeros(self.memory.read(version, batch))
+        plain = {"device": device, "dtype": dtype}
+        return CacheState(
+            count=torch.zeros(batch, dtype=torch.long, device=device),
+            keys=torch.zeros(ring, **plain),
+            values=torch.zeros(ring, **plain),
+            sink_keys=torch.zeros(sinks, **plain),
+            sink_values=torch.zeros(sinks, **plain),
+            features=torch.zeros(batch, 1, config.recent, width, **plain),
+            memory=memory,
+            readout=readout,
+        )
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: CacheState | None = None
+    ) -> tuple[Tensor, CacheState]:
+        """Parallel form: T tokens of every row after `state`.
+
+        Args:
+            q: queries before RoPE, `[B, H, T, D]`.
+            k, v: keys before RoPE and values, `[B, Hkv, T, D]`.
+            x: hidden states that the memory takes in, `[B, T, dim]`.
+            state: from an earlier call or `init_state`; `None` starts empty. It is not changed.
+
+        Returns:
+            outputs `[B, H, T, D]` and the state after them.
+
+        Raises:
+            TypeError: an argument is not a floating-point tensor.
+            ValueError: a shape does not fit.
+        """
+        self._check(q, k, v, x)
+        if state is not None:
+            self._check_state(state, q.shape[0])
+        return extend(self, q, k, v, x, state)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        x: Tensor,
+        state: CacheState,
+        exec_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Streaming form: T tokens of every row, `state` updated in place, no gradients.
+
+        Args:
+            q, k, v, x: as in `forward`.
+            state: from `init_state`.
+            exec_mask: bool `[B]`; rows where it is False keep their state bit for bit and get an
+                output without meaning. `None` means all rows.
+
+        Returns:
+            outputs `[B, H, T, D]`.
+
+        Raises:
+            TypeError, ValueError: as in `forward`, or the mask or the state does not fit.
+        """
+        self._check(q, k, v, x)
+        self._check_state(state, q.shape[0])
+        mask = torch.ones_like(state.count, dtype=torch.bool) if exec_mask is None else exec_mask
+        if mask.dtype != torch.bool or mask.shape != state.count.shape:
+            raise ValueError(
+                f"exec_mask must be bool of shape {tuple(state.count.shape)}, "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+        if q.shape[2] == 1:
+            return step(self, q, k, v, x, state, mask)
+        y, new = extend(self, q, k, v, x, state)
+        state.commit(new, mask)
+        return y
+
+    def rotate(self, q: Tensor, k: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """`q` and `k` turned to positions from `offset` `[B]`; unchanged without a `rope`."""
+        return (q, k) if self.rope is None else self.rope(q, k, offset)
+
+    def features(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What waits for the memory, `[B, T, F]`; F is 0 without one."""
+        return x[..., :0] if self.memory is None else self.memory.features(x, k, v)
+
+    def by_key_head(self, x: Tensor) -> Tensor:
+        """Query heads grouped under the key head they share: `[B, Hkv, R, T, D]`."""
+        return x.unflatten(1, (self.kv_heads, -1))
+
+    @staticmethod
+    def softmax(scores: Tensor) -> Tensor:
+        """Softmax over the last axis, computed in float32 or wider, in the dtype of `scores`."""
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+
+    @staticmethod
+    def full_precision(device_type: str) -> AbstractContextManager:
+        """Autocast must not narrow the inner update."""
+        return torch.autocast(device_type, enabled=False)
+
+    def _check(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> None:
+        given = {"q": q, "k": k, "v": v, "x": x}
+        for name, tensor in given.items():
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                got = tensor.dtype if isinstance(tensor, Tensor) else repr(tensor)
+                raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+        if q.dim() != 4 or q.shape[2] == 0 or q.shape[0] == 0:
+            raise ValueError(
+                f"q must have shape [B, {self.num_heads}, T, {self.head_dim}] with B and T at least 1,"
+                f" got {list(q.shape)}"
+            )
+        batch, _, length, _ = q.shape
+        key_shape = [batch, self.kv_heads, length, self.head_dim]
+        expected = {
+            "q": [batch, self.num_heads, length, self.head_dim],
+            "k": key_shape,
+            "v": key_shape,
+            "x": [batch, length, self.dim],
+        }
+        for name, shape in expected.items():
+            if list(given[name].shape) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {list(given[name].shape)}")
+
+    def _check_state(self, state: CacheState, batch: int) -> None:
+        if not isinstance(state, CacheState):
+            raise TypeError(f"state must be a CacheState from init_state, got {state!r}")
+        ring = (batch, self.kv_heads, self.config.exact, self.head_dim)
+        if tuple(state.keys.shape) != ring:
+            raise ValueError(
+                f"state must hold keys of shape {list(ring)}, got {list(state.keys.shape)}: "
+                "it was made for another batch size or another cache"
+            )
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)

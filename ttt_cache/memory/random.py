@@ -1,0 +1,45 @@
+"""M fixed random tokens, the same for every input: what a memory that remembers nothing is worth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import MemoryState, wide
+from .latent import LatentMemory
+
+
+class Random(LatentMemory):
+    """A control: the latents never change, and the same trained maps read them as any memory's.
+
+    Args:
+        slots: virtual tokens, M.
+        latent_dim: width of a latent, as the memory that it is compared with.
+        attention: `(kv_heads, head_dim)`.
+    """
+
+    width = 0
+
+    def __init__(
+        self, slots: int, latent_dim: int, attention: tuple[int, int], device=None, dtype=None
+    ) -> None:
+        super().__init__(slots, latent_dim, *attention, device=device, dtype=dtype)
+        self.register_buffer("latents", torch.randn(slots, latent_dim, device=device, dtype=dtype))
+
+    def features(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return x[..., :0]
+
+    def initial(self, batch_size: int) -> MemoryState:
+        return {}
+
+    def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
+        return state
+
+    def feed_chunk(self, state: MemoryState, tokens: Tensor, valid: Tensor) -> MemoryState:
+        return state
+
+    def finish(self, state: MemoryState) -> MemoryState:
+        return state
+
+    def read(self, state: MemoryState, batch_size: int) -> Tensor:
+        return self.latents.to(wide(self.latents.dtype)).expand(batch_size, -1, -1)
