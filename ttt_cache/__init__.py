@@ -1,2 +1,23 @@
+"""Hours of conversation at constant memory: a hierarchical cache for Moshi."""
+
+from .adapter import load_adapter, save_adapter
 from .cache import HierarchicalCache
 from .config import CacheConfig
+from .patch import Patch, adapter_parameters, patch, unpatch
+from .report import report
+from .state import CacheState
+from .version import __version__
+
+__all__ = [
+    "CacheConfig",
+    "CacheState",
+    "HierarchicalCache",
+    "Patch",
+    "__version__",
+    "adapter_parameters",
+    "load_adapter",
+    "patch",
+    "report",
+    "save_adapter",
+    "unpatch",
+]

@@ -1,0 +1,321 @@
+"""Into Moshi's layers and out again.
+
+A patched attention keeps its module, its projections, its hooks and its place in the model: only the
+class of the instance changes, and a `HierarchicalCache` is added under `ttt_cache`. So module paths,
+`_cached_children` and the state dict of everything else stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from moshi.models.compression import MimiModel
+from moshi.models.lm import LMModel
+from moshi.modules.lora import LoRALinear
+from moshi.modules.streaming import State, StreamingModule
+from moshi.modules.transformer import (
+    StreamingMultiheadAttention,
+    StreamingTransformer,
+    StreamingTransformerLayer,
+)
+from moshi.utils.quantize import QLinear
+from torch import Tensor, nn
+
+from .cache import HierarchicalCache
+from .config import CacheConfig
+from .state import CacheState
+
+SLOT = "ttt_cache"  # name of the cache inside an attention, of the handle on a transformer
+
+
+@dataclass
+class PatchedState(State):
+    """Streaming state of a patched attention, as Moshi's streaming machinery handles it."""
+
+    cache: CacheState
+
+    def reset(self, reset_mask: Tensor) -> None:
+        super().reset(reset_mask)
+        self.cache.reset(reset_mask)
+
+
+class PatchedAttention(StreamingMultiheadAttention):
+    """Moshi's self-attention with a hierarchical cache in place of its ring."""
+
+    ttt_cache: HierarchicalCache
+
+    def _init_streaming_state(self, batch_size: int) -> PatchedState:  # type: ignore[override]
+        device, dtype = projection_format(self)
+        return PatchedState(batch_size, device, self.ttt_cache.init_state(batch_size, device, dtype))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = self._project(query)
+        state = self._streaming_state
+        if state is None:
+            y, _ = self.ttt_cache(q, k, v, query)
+        else:
+            assert isinstance(state, PatchedState)
+            y = self.ttt_cache.stream(q, k, v, query, state.cache, state.exec_mask)
+        return self.out_projs[0](y.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kv_dim = self.embed_dim // self.kv_repeat
+        parts = self.in_projs[0](x).split([self.embed_dim, kv_dim, kv_dim], dim=-1)
+        width = self.embed_dim // self.num_heads
+        q, k, v = (part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts)
+        return q, k, v
+
+
+def projection_format(attention: StreamingMultiheadAttention) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of an attention's keys, as stock Moshi chooses them for its ring."""
+    projection = attention.in_projs[0]
+    if isinstance(projection, QLinear):
+        return projection.weight.device, torch.float16
+    if isinstance(projection, LoRALinear):
+        projection = projection.lora_A
+    weight = next(projection.parameters())
+    return weight.device, weight.dtype
+
+
+class Patch:
+    """A patch that is in place; also a context manager that removes it at the end.
+
+    Attributes:
+        transformer: the patched `StreamingTransformer`.
+        config: the settings, with `layers` resolved to indices from 0.
+    """
+
+    def __init__(
+        self, transformer: StreamingTransformer, config: CacheConfig, caches: Mapping[int, Any]
+    ) -> None:
+        self.transformer = transformer
+        self.config = config
+        self.caches: dict[int, HierarchicalCache] = dict(caches)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The patched layers, from 0."""
+        return tuple(self.caches)
+
+    def install(self) -> Patch:
+        for layer, cache in self.caches.items():
+            attention = attention_of(self.transformer, layer)
+            attention.__class__ = PatchedAttention
+            attention.add_module(SLOT, cache)
+        setattr(self.transformer, SLOT, self)
+        return self
+
+    def remove(self) -> None:
+        """Put Moshi's own attention back; does nothing if that has happened already.
+
+        Raises:
+            RuntimeError: the model is streaming.
+        """
+        if patch_of(self.transformer) is not self:
+            return
+        _refuse_streaming(self.transformer, "unpatched")
+        for layer in self.caches:
+            attention = attention_of(self.transformer, layer)
+            attention.__class__ = StreamingMultiheadAttention
+            delattr(attention, SLOT)
+        delattr(self.transformer, SLOT)
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"Patch(layers={list(self.layers)}, config={self.config})"
+
+
+def patch(model: nn.Module, *, config: CacheConfig | None = None, **settings: Any) -> Patch:
+    """Put a hierarchical cache into the layers of a Moshi model.
+
+    Args:
+        model: an `LMModel`, a `StreamingTransformer`, or a module that holds exactly one temporal
+            transformer. The depformer is never touched.
+        config: the settings, or give them as keywords: the fields of `CacheConfig`.
+
+    Returns:
+        The handle: `handle.remove()`, or use it in a `with` statement.
+
+    Raises:
+        TypeError: the model is not a module, or a setting is unknown or of the wrong type.
+        ValueError: a setting is out of range, a layer does not exist or cannot be patched.
+        RuntimeError: the model is patched already, or is streaming.
+        Nothing is changed when something is refused.
+
+    Example:
+        >>> handle = ttt_cache.patch(model, layers=range(25, 32), recent=100)
+    """
+    if config is not None and settings:
+        raise TypeError(f"give config or settings, not both; got config and {sorted(settings)}")
+    if config is not None and not isinstance(config, CacheConfig):
+        raise TypeError(f"config must be a CacheConfig, got {config!r}")
+    return prepare(model, config or CacheConfig.from_fields(settings)).install()
+
+
+def prepare(model: nn.Module, config: CacheConfig) -> Patch:
+    """Check everything and build the caches; the model is not touched until `install`."""
+    transformer = find_transformer(model)
+    if patch_of(transformer) is not None:
+        raise RuntimeError(
+            "model is patched already; call ttt_cache.unpatch(model) first. For other settings in "
+            "other layers give recent, virtual or gate as a mapping from layer index to value"
+        )
+    _refuse_streaming(transformer, "patched")
+    config = resolve(config, len(transformer.layers))
+    assert config.layers is not None
+    for layer in config.layers:
+        check_layer(transformer, layer, config.for_layer(layer))
+    caches = {layer: _build(transformer, layer, config.for_layer(layer)) for layer in config.layers}
+    return Patch(transformer, config, caches)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Undo `patch` without its handle.
+
+    Raises:
+        RuntimeError: the model is not patched, or is streaming.
+    """
+    require_patch(model).remove()
+
+
+def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable tensors of the patch, for an optimizer. The base model is left alone.
+
+    Raises:
+        RuntimeError: the model is not patched.
+    """
+    return [p for cache in require_patch(model).caches.values() for p in cache.parameters()]
+
+
+def require_patch(model: nn.Module) -> Patch:
+    """The patch of a model; raises `RuntimeError` if there is none."""
+    handle = patch_of(find_transformer(model))
+    if handle is None:
+        raise RuntimeError("model is not patched; call ttt_cache.patch(model) first")
+    return handle
+
+
+def patch_of(transformer: StreamingTransformer) -> Patch | None:
+    """The patch that is installed in a transformer, if any."""
+    return transformer.__dict__.get(SLOT)
+
+
+def attention_of(transformer: StreamingTransformer, layer: int) -> StreamingMultiheadAttention:
+    """The self-attention of a layer."""
+    return transformer.layers[layer].self_attn  # type: ignore[union-attr,return-value]
+
+
+def find_transformer(model: nn.Module) -> StreamingTransformer:
+    """The one temporal transformer in `model`.
+
+    Raises:
+        TypeError: not a module.
+        ValueError: none, or more than one.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    found = dict(_transformers(model, ""))
+    if len(found) != 1:
+        names = ", ".join(repr(name) for name in found) or "none"
+        raise ValueError(
+            "model must be an LMModel, a StreamingTransformer or a module that holds exactly one "
+            f"temporal transformer; {type(model).__name__} holds {len(found)}: {names}"
+        )
+    return next(iter(found.values()))
+
+
+def _transformers(module: nn.Module, path: str) -> Iterable[tuple[str, StreamingTransformer]]:
+    if isinstance(module, StreamingTransformer):
+        yield path, module
+        return
+    for name, child in module.named_children():
+        # Mimi's transformers are patched only when they are given themselves.
+        depth = isinstance(module, LMModel) and name == "depformer"
+        if not depth and not isinstance(child, MimiModel):
+            yield from _transformers(child, f"{path}.{name}" if path else name)
+
+
+def resolve(config: CacheConfig, num_layers: int) -> CacheConfig:
+    """`config` with every layer index counted from 0 and mappings that fit them."""
+
+    def index(name: str, layer: int) -> int:
+        if not -num_layers <= layer < num_layers:
+            raise ValueError(
+                f"{name} must be between {-num_layers} and {num_layers - 1} for a transformer of "
+                f"{num_layers} layers, got {layer}"
+            )
+        return layer % num_layers
+
+    given = range(num_layers) if config.layers is None else config.layers
+    layers = [index("layers", layer) for layer in given]
+    repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
+    if repeated:
+        raise ValueError(f"layers names layer {repeated[0]} more than once, got {config.layers}")
+    changes: dict[str, Any] = {"layers": tuple(layers)}
+    for name in ("recent", "virtual", "gate"):
+        value = getattr(config, name)
+        if isinstance(value, Mapping):
+            changes[name] = {index(f"{name} keys", k): v for k, v in value.items()}
+            if set(changes[name]) != set(layers):
+                raise ValueError(
+                    f"{name} must map exactly the patched layers {layers}, got {sorted(changes[name])}"
+                )
+    return replace(config, **changes)
+
+
+def check_layer(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> None:
+    """Raise `ValueError`, naming the layer, if its self-attention cannot take the cache."""
+    block = transformer.layers[layer]
+    attention = getattr(block, "self_attn", None)
+    reason = None
+    if not isinstance(block, StreamingTransformerLayer) or attention is None:
+        reason = f"it is a {type(block).__name__} without self-attention"
+    elif not hasattr(attention, "in_projs"):
+        reason = "it comes from an older moshi package (no in_projs); install moshi 0.2.13 or newer"
+    elif type(attention) is not StreamingMultiheadAttention:
+        reason = f"its self-attention is a {type(attention).__name__}"
+    elif attention.weights_per_step:
+        reason = f"it has weights_per_step={attention.weights_per_step}"
+    elif attention.cross_attention or not attention.causal:
+        reason = "its self-attention is not causal"
+    elif attention.context is None:
+        reason = "it has no context (context=None)"
+    if reason is not None:
+        raise ValueError(f"layers: layer {layer} cannot be patched: {reason}")
+    if config.memory != "none" and config.exact > attention.context:
+        raise ValueError(
+            f"recent + chunk - 1 must be within the context {attention.context} of layer {layer}, "
+            f"got recent={config.recent} and chunk={config.chunk}"
+        )
+
+
+def _build(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> HierarchicalCache:
+    attention = attention_of(transformer, layer)
+    device, dtype = projection_format(attention)
+    return HierarchicalCache(
+        config,
+        dim=attention.embed_dim,
+        num_heads=attention.num_heads,
+        head_dim=attention.embed_dim // attention.num_heads,
+        kv_heads=attention.num_heads // attention.kv_repeat,
+        rope=attention.rope,
+        device=device,
+        dtype=dtype,
+    ).train(attention.training)
+
+
+def _refuse_streaming(transformer: StreamingTransformer, verb: str) -> None:
+    for name, module in transformer.named_modules():
+        if isinstance(module, StreamingModule) and module.is_streaming:
+            raise RuntimeError(
+                f"model cannot be {verb} while it is streaming ({name or 'transformer'} is); "
+                "leave the streaming context first"
+            )
