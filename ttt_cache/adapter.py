@@ -119,7 +119,7 @@ def _check_base(recorded: Any, transformer: StreamingTransformer, path: Path) ->
         theirs = recorded.get(name) if isinstance(recorded, dict) else None
         if theirs != value:
             raise ValueError(
-                f"{path}: base_model.{name}: the adapter was made for {theirs}, this model has {value}"
+                f"{path}: base_model.{name}: the adapter is for {theirs}, this model has {value}"
             )
 
 
@@ -154,7 +154,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_weights(path: Path, described: dict[str, Any]) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             written_with = (file.metadata() or {}).get("adapter", "")
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error

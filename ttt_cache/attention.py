@@ -58,7 +58,7 @@ class Gate(nn.Module):
         """Weights over recent and virtual tokens, in the dtype of `q`.
 
         Args:
-            recent: scores `[B, Hkv, R, T, L]`, -inf where a query may not look; at least one is not.
+            recent: scores `[B, Hkv, R, T, L]`, -inf where a query may not look, but not all.
             virtual: scores `[B, Hkv, R, T, M]`, likewise.
             written: bool `[B, 1, 1, T, 1]`, whether the query sees any virtual token.
             q: queries before RoPE, `[B, Hkv, R, T, D]`.

@@ -1,4 +1,4 @@
-"""HierarchicalCache: the recent window and the memory of one attention layer, without its projections."""
+"""HierarchicalCache: window and memory of one attention layer, without its projections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Gate
-from .config import CacheConfig, whole_number
+from .config import GATES, CacheConfig, one_of, whole_number
 from .memory import build_memory
 from .parallel import extend
 from .state import CacheState
@@ -33,8 +33,8 @@ class HierarchicalCache(nn.Module):
         head_dim: width of a head, D.
         kv_heads: key heads, a divisor of `num_heads`; `None` means as many.
         rope: `rope(q, k, offset)` turns queries and keys `[B, H, T, D]` to positions
-            `offset + 0 .. T - 1`, `offset` int64 `[B]`; Moshi's `RotaryEmbedding` is one. `None` for
-            models without rotary positions.
+            `offset + 0 .. T - 1`, `offset` int64 `[B]`; Moshi's `RotaryEmbedding` is one. `None`
+            for models without rotary positions.
         device, dtype: of the slow weights. Fast weights are float32 or wider.
 
     Raises:
@@ -47,6 +47,8 @@ class HierarchicalCache(nn.Module):
         >>> y.shape
         torch.Size([1, 2, 50, 16])
     """
+
+    anchor: Tensor
 
     def __init__(
         self,
@@ -63,12 +65,12 @@ class HierarchicalCache(nn.Module):
         super().__init__()
         if not isinstance(config, CacheConfig):
             raise TypeError(f"config must be a CacheConfig, got {config!r}")
-        config.check_resolved()
         self.config = config
+        self.window = config.window
         self.dim = whole_number("dim", dim, 1)
         self.num_heads = whole_number("num_heads", num_heads, 1)
         self.head_dim = whole_number("head_dim", head_dim, 1)
-        self.kv_heads = self.num_heads if kv_heads is None else whole_number("kv_heads", kv_heads, 1)
+        self.kv_heads = whole_number("kv_heads", num_heads if kv_heads is None else kv_heads, 1)
         if self.num_heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide num_heads={num_heads}, got {kv_heads}")
         self.scale = 1 / math.sqrt(self.head_dim)
@@ -79,8 +81,8 @@ class HierarchicalCache(nn.Module):
         self.memory = build_memory(config, self.dim, self.kv_heads, self.head_dim, **factory)
         self.gate: Gate | None = None
         if self.memory is not None:
-            assert isinstance(config.gate, str)
-            self.gate = Gate(config.gate, self.num_heads, self.head_dim, config.alpha, **factory)
+            kind = one_of("gate", config.gate, GATES)
+            self.gate = Gate(kind, self.num_heads, self.head_dim, config.alpha, **factory)
 
     def init_state(
         self,
@@ -95,9 +97,8 @@ class HierarchicalCache(nn.Module):
         """
         batch = whole_number("batch_size", batch_size, 1)
         device, dtype = device or self.anchor.device, dtype or self.anchor.dtype
-        config = self.config
-        ring = (batch, self.kv_heads, config.exact, self.head_dim)
-        sinks = (batch, self.kv_heads, config.sinks, self.head_dim)
+        ring = (batch, self.kv_heads, self.window.capacity, self.head_dim)
+        sinks = (batch, self.kv_heads, self.window.sinks, self.head_dim)
         width, memory, readout = 0, {}, torch.zeros(batch, 0, device=device)
         if self.memory is not None:
             version = self.memory.initial(batch)
@@ -111,7 +112,7 @@ class HierarchicalCache(nn.Module):
             values=torch.zeros(ring, **plain),
             sink_keys=torch.zeros(sinks, **plain),
             sink_values=torch.zeros(sinks, **plain),
-            features=torch.zeros(batch, 1, config.recent, width, **plain),
+            features=torch.zeros(batch, 1, self.window.recent, width, **plain),
             memory=memory,
             readout=readout,
         )
@@ -206,11 +207,9 @@ class HierarchicalCache(nn.Module):
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 got = tensor.dtype if isinstance(tensor, Tensor) else repr(tensor)
                 raise TypeError(f"{name} must be a floating-point tensor, got {got}")
-        if q.dim() != 4 or q.shape[2] == 0 or q.shape[0] == 0:
-            raise ValueError(
-                f"q must have shape [B, {self.num_heads}, T, {self.head_dim}] with B and T at least 1,"
-                f" got {list(q.shape)}"
-            )
+        if q.dim() != 4 or q.shape[0] == 0 or q.shape[2] == 0:
+            wanted = f"[B, {self.num_heads}, T, {self.head_dim}] with B and T at least 1"
+            raise ValueError(f"q must have shape {wanted}, got {list(q.shape)}")
         batch, _, length, _ = q.shape
         key_shape = [batch, self.kv_heads, length, self.head_dim]
         expected = {
@@ -226,7 +225,7 @@ class HierarchicalCache(nn.Module):
     def _check_state(self, state: CacheState, batch: int) -> None:
         if not isinstance(state, CacheState):
             raise TypeError(f"state must be a CacheState from init_state, got {state!r}")
-        ring = (batch, self.kv_heads, self.config.exact, self.head_dim)
+        ring = (batch, self.kv_heads, self.window.capacity, self.head_dim)
         if tuple(state.keys.shape) != ring:
             raise ValueError(
                 f"state must hold keys of shape {list(ring)}, got {list(state.keys.shape)}: "

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
+from .recent import Window
+
 MEMORIES = ("ttt-mlp", "mean", "random", "none")
 GATES = ("joint", "fixed", "layer", "head", "query", "residual")
 
@@ -117,25 +119,11 @@ class CacheConfig:
         }
         return replace(self, layers=None, **chosen)
 
-    def check_resolved(self) -> None:
-        """Refuse per-layer mappings where a single layer's settings are needed."""
-        for name in ("recent", "virtual", "gate"):
-            if isinstance(value := getattr(self, name), Mapping):
-                raise TypeError(
-                    f"{name} must be a single value for one cache, got {value!r}; "
-                    "use config.for_layer(index)"
-                )
-
     @property
-    def exact(self) -> int:
-        """The most frames that a query attends to exactly: N + C - 1, or N without a memory."""
-        assert isinstance(self.recent, int)
-        return self.recent + self.eviction_chunk - 1
-
-    @property
-    def eviction_chunk(self) -> int:
-        """Frames evicted together. Without a memory the window is exactly the last N frames."""
-        return 1 if self.memory == "none" else self.chunk
+    def window(self) -> Window:
+        """What one layer keeps exactly. Without a memory that is exactly the last N frames."""
+        recent = whole_number("recent", self.recent, 1)
+        return Window(recent, 1 if self.memory == "none" else self.chunk, self.sinks)
 
 
 def _layers(value: Any) -> tuple[int, ...] | None:

@@ -32,7 +32,7 @@ def extend(
     Returns:
         outputs `[B, H, T, D]` and the new state; `state` itself is unchanged.
     """
-    span = Span.after(cache.config, None if state is None else state.count, q.shape[2], q.device)
+    span = Span.after(cache.window, None if state is None else state.count, q.shape[2], q.device)
     old = cache.init_state(q.shape[0], device=k.device, dtype=k.dtype) if state is None else state
     turned_q, turned_k = cache.rotate(q, k, old.count)
     keys = torch.cat([recent.in_order(old.keys, old.count), turned_k], dim=2)
@@ -81,7 +81,8 @@ def _attend(
         weights, remembered = scan.gated(cache, q, scores, versions, span)
     first = sink_scores.shape[-1]
     on_sinks, on_recent = weights[..., :first], weights[..., first:]
-    out = on_recent.unflatten(3, (span.blocks, span.block)) @ _windows(values, span).transpose(-1, -2)
+    blocked = on_recent.unflatten(3, (span.blocks, span.block))
+    out = blocked @ _windows(values, span).transpose(-1, -2)
     out = out.flatten(3, 4) + on_sinks @ sinks[1][:, :, None]
     if remembered is not None:
         out = out + remembered
@@ -89,9 +90,10 @@ def _attend(
 
 
 def _windows(columns: Tensor, span: Span) -> Tensor:
-    """What each block of queries may see: `[B, Hkv, W + T, D]` -> `[B, Hkv, 1, blocks, D, history + block]`.
+    """What each block of queries may see, of columns `[B, Hkv, W + T, D]`.
 
-    `unfold` instead of one slice per block: the backward of slices is quadratic in T.
+    Returns `[B, Hkv, 1, blocks, D, history + block]`. `unfold` instead of one slice per block,
+    whose backward is quadratic in T.
     """
     unused = columns.shape[2] - span.length - span.history
     columns = F.pad(columns[:, :, unused:], (0, 0, 0, span.padding))
@@ -115,14 +117,15 @@ def _sinks(
     cache: HierarchicalCache, k: Tensor, v: Tensor, span: Span, old: CacheState
 ) -> tuple[Tensor, Tensor]:
     """The first S keys, turned to their constant distance from any query, and values."""
-    sinks = cache.config.sinks
+    sinks = cache.window.sinks
     if not sinks:
         return old.sink_keys, old.sink_values
-    position = torch.arange(sinks, device=k.device) - old.count[:, None]  # [B, S] among the new tokens
+    # Where the sinks stand among the new tokens, [B, S].
+    position = torch.arange(sinks, device=k.device) - old.count[:, None]
     arrived = (position >= 0) & (position < span.length)
     index = position.clamp(0, span.length - 1)
     key, value = recent.take(k, index), recent.take(v, index)
-    distance = torch.full_like(old.count, -(cache.config.exact + sinks - 1))
+    distance = torch.full_like(old.count, -(cache.window.capacity + sinks - 1))
     _, key = cache.rotate(key, key, distance)
     arrived = arrived[:, None, :, None]
     return torch.where(arrived, key, old.sink_keys), torch.where(arrived, value, old.sink_values)

@@ -1,8 +1,8 @@
 """Into Moshi's layers and out again.
 
-A patched attention keeps its module, its projections, its hooks and its place in the model: only the
-class of the instance changes, and a `HierarchicalCache` is added under `ttt_cache`. So module paths,
-`_cached_children` and the state dict of everything else stay as they are.
+A patched attention keeps its module, its projections, its hooks and its place in the model: only
+the class of the instance changes, and a `HierarchicalCache` is added under `ttt_cache`. So module
+paths, `_cached_children` and the state dict of everything else stay as they are.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class PatchedAttention(StreamingMultiheadAttention):
 
     def _init_streaming_state(self, batch_size: int) -> PatchedState:  # type: ignore[override]
         device, dtype = projection_format(self)
-        return PatchedState(batch_size, device, self.ttt_cache.init_state(batch_size, device, dtype))
+        cache = self.ttt_cache.init_state(batch_size, device, dtype)
+        return PatchedState(batch_size, device, cache)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = self._project(query)
@@ -264,10 +265,8 @@ def resolve(config: CacheConfig, num_layers: int) -> CacheConfig:
         value = getattr(config, name)
         if isinstance(value, Mapping):
             changes[name] = {index(f"{name} keys", k): v for k, v in value.items()}
-            if set(changes[name]) != set(layers):
-                raise ValueError(
-                    f"{name} must map exactly the patched layers {layers}, got {sorted(changes[name])}"
-                )
+            if (got := sorted(changes[name])) != sorted(layers):
+                raise ValueError(f"{name} must map exactly the patched layers {layers}, got {got}")
     return replace(config, **changes)
 
 
@@ -290,9 +289,10 @@ def check_layer(transformer: StreamingTransformer, layer: int, config: CacheConf
         reason = "it has no context (context=None)"
     if reason is not None:
         raise ValueError(f"layers: layer {layer} cannot be patched: {reason}")
-    if config.memory != "none" and config.exact > attention.context:
+    context = attention_of(transformer, layer).context
+    if config.memory != "none" and context is not None and config.window.capacity > context:
         raise ValueError(
-            f"recent + chunk - 1 must be within the context {attention.context} of layer {layer}, "
+            f"recent + chunk - 1 must be within the context {context} of layer {layer}, "
             f"got recent={config.recent} and chunk={config.chunk}"
         )
 

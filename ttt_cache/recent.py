@@ -7,17 +7,36 @@ tensors and nothing here synchronises with the host. A ring is a tensor `[B, H, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def evicted(tokens: Tensor, recent: int, chunk: int) -> Tensor:
-    """Number of evicted tokens when the n-th token asks: `C * floor(max(0, n - N) / C)`.
+@dataclass(frozen=True)
+class Window:
+    """How much is kept exactly: N tokens, evicted C at a time, and the first S for ever."""
 
-    Args:
-        tokens: `n`, int64, any shape.
-    """
-    return (tokens - recent).clamp(min=0) // chunk * chunk
+    recent: int
+    chunk: int
+    sinks: int
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens a query sees exactly, W = N + C - 1."""
+        return self.recent + self.chunk - 1
+
+    def evicted(self, tokens: Tensor) -> Tensor:
+        """Evicted tokens when the n-th asks, `C * floor(max(0, n - N) / C)`; int64, any shape."""
+        return self.version(tokens) * self.chunk
+
+    def version(self, tokens: Tensor) -> Tensor:
+        """The memory version that the n-th token reads, `floor(max(0, n - N) / C)`."""
+        return self.fed(tokens) // self.chunk
+
+    def fed(self, tokens: Tensor) -> Tensor:
+        """Tokens that the memory has taken in when the n-th asks, `max(0, n - N)`."""
+        return (tokens - self.recent).clamp(min=0)
 
 
 def ages(count: Tensor, capacity: int) -> Tensor:

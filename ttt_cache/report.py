@@ -124,7 +124,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not callable(value):
+    elif hasattr(value, "__dict__") and not callable(value):  # states, not modules or functions
         yield from _tensors(vars(value))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import recent
 from .memory import Memory, MemoryState
+from .recent import Window
 from .span import Span
 from .state import CacheState, choose, per_row
 
@@ -32,30 +33,28 @@ def versions(
         read-outs of the version at the start and after each chunk of the grid, `[B, V, *]`, and the
         state of the memory at the end.
     """
-    memory, config = cache.memory, cache.config
+    memory, window = cache.memory, cache.window
     if memory is None:
         return old.readout[:, None], old.memory
-    assert isinstance(config.recent, int)
-    before = (old.count - config.recent).clamp(min=0)  # tokens fed before the call, [B]
-    after = (old.count + span.length - config.recent).clamp(min=0)
-    chunks = _grid_chunks(config.recent, config.chunk, span)
-    base = before // config.chunk * config.chunk
-    token = base[:, None] + torch.arange(1, chunks * config.chunk + 1, device=base.device)
+    before, after = window.fed(old.count), window.fed(old.count + span.length)  # [B]
+    chunks = _grid_chunks(window, span)
+    base = window.evicted(old.count)
+    token = base[:, None] + torch.arange(1, chunks * window.chunk + 1, device=base.device)
     valid = ((token > before[:, None]) & (token <= after[:, None])).unflatten(1, (chunks, -1))
-    column = (token - old.count[:, None] + config.recent - 1).clamp(0, features.shape[2] - 1)
+    column = (token - old.count[:, None] + window.recent - 1).clamp(0, features.shape[2] - 1)
     grid = recent.take(features, column)[:, 0].unflatten(1, (chunks, -1))  # [B, chunks, C, F]
-    complete = base[:, None] + torch.arange(1, chunks + 1, device=base.device) * config.chunk
+    complete = base[:, None] + torch.arange(1, chunks + 1, device=base.device) * window.chunk
     complete = complete <= after[:, None]  # [B, chunks]
     with cache.full_precision(features.device.type):
         state = choose(before == 0, memory.initial(base.shape[0]), old.memory)
-        return _scan(memory, state, old.readout, grid, valid, complete, config.bptt)
+        return _scan(memory, state, old.readout, grid, valid, complete, cache.config.bptt)
 
 
-def _grid_chunks(window: int, chunk: int, span: Span) -> int:
+def _grid_chunks(window: Window, span: Span) -> int:
     """Chunks of the grid: as many as any row can touch, a number known without looking at rows."""
     if span.fresh:
-        return -(-max(0, span.length - window) // chunk)
-    return -(-(chunk - 1 + span.length) // chunk)
+        return -(-max(0, span.length - window.recent) // window.chunk)
+    return -(-(window.chunk - 1 + span.length) // window.chunk)
 
 
 def _scan(
@@ -97,11 +96,11 @@ def gated(
         weights on sinks and window, shaped as `scores`, and what the memory adds to the output,
         `[B, Hkv, R, T', D]`.
     """
-    memory, gate, chunk = cache.memory, cache.gate, cache.config.chunk
+    memory, gate, window = cache.memory, cache.gate, cache.window
     assert memory is not None and gate is not None
-    groups = (span.tokens.shape[1] // chunk, chunk)
-    current = span.gone // chunk - _version(cache, span.start)[:, None]  # [B|1, T'], 0 at the start
-    first = current[:, ::chunk]  # [B|1, G]
+    groups = (span.tokens.shape[1] // window.chunk, window.chunk)
+    current = window.version(span.tokens) - window.version(span.start)[:, None]  # [B|1, T'], from 0
+    first = current[:, :: window.chunk]  # [B|1, G]
     pair = torch.stack([first, first + 1], dim=-1)
     rows = torch.arange(q.shape[0], device=q.device)[:, None, None]
     readout = readouts[rows, pair.clamp(max=readouts.shape[1] - 1)]  # [B, G, 2, *]
@@ -113,10 +112,3 @@ def gated(
     virtual = virtual.masked_fill(~visible, float("-inf")).flatten(3, 4)
     on_recent, on_virtual = gate(scores, virtual, written[:, None, None, :, None], q)
     return on_recent, memory.mix(on_virtual.unflatten(3, groups), readout).flatten(3, 4)
-
-
-def _version(cache: HierarchicalCache, tokens: Tensor) -> Tensor:
-    """The memory version that is read at the n-th token."""
-    config = cache.config
-    assert isinstance(config.recent, int)
-    return recent.evicted(tokens, config.recent, config.chunk) // config.chunk

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import recent
-from .config import CacheConfig
+from .recent import Window
 
 MIN_BLOCK = 64  # queries per block at least: fewer would make small matrices
 
@@ -40,16 +39,15 @@ class Span:
     gone: Tensor
 
     @classmethod
-    def after(cls, config: CacheConfig, count: Tensor | None, length: int, device) -> Span:
+    def after(cls, window: Window, count: Tensor | None, length: int, device) -> Span:
         """The span of `length` tokens after `count` `[B]` tokens (`None`: after none)."""
-        chunk = config.eviction_chunk
-        block = min(_round_up(max(MIN_BLOCK, config.exact), chunk), _round_up(length, chunk))
+        largest = _round_up(max(MIN_BLOCK, window.capacity), window.chunk)
+        block = min(largest, _round_up(length, window.chunk))
         blocks = -(-length // block)
         start = torch.zeros(1, dtype=torch.long, device=device) if count is None else count
         tokens = start[:, None] + torch.arange(1, blocks * block + 1, device=device)
-        assert isinstance(config.recent, int)
-        gone = recent.evicted(tokens, config.recent, chunk)
-        history = 0 if count is None and blocks == 1 else config.exact
+        history = 0 if count is None and blocks == 1 else window.capacity
+        gone = window.evicted(tokens)
         return cls(count is None, start, length, block, blocks, history, tokens, gone)
 
     @property

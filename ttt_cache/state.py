@@ -63,7 +63,7 @@ class CacheState:
             tensor.masked_fill_(per_row(mask, tensor), 0)
 
     def commit(self, new: CacheState, mask: Tensor) -> None:
-        """Take over the rows of `mask` (bool `[B]`) from `new`, in place; others keep their bits."""
+        """Take the rows of `mask` (bool `[B]`) from `new`, in place; others keep their bits."""
         for (_, mine), (_, theirs) in zip(self.tensors(), new.tensors(), strict=True):
             mine.copy_(torch.where(per_row(mask, mine), theirs.to(mine.dtype), mine))
 

@@ -1,8 +1,8 @@
 """The streaming form: one token for every row, in place, nothing that depends on data in Python.
 
-Rows are in different phases of their chunks, so the memory takes in one token per step and publishes
-a version at its boundary; what does not apply to a row is computed and masked away. That keeps the
-step static, as Moshi's CUDA graphs need.
+Rows are in different phases of their chunks, so the memory takes in one token per step and
+publishes a version at its boundary; what does not apply to a row is computed and masked away. That
+keeps the step static, as Moshi's CUDA graphs need.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 def step(
-    cache: HierarchicalCache, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: CacheState, mask: Tensor
+    cache: HierarchicalCache,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    x: Tensor,
+    state: CacheState,
+    mask: Tensor,
 ) -> Tensor:
     """Answer one query per row and advance the rows of `mask`.
 
@@ -36,7 +42,7 @@ def step(
     turned_q, turned_k = cache.rotate(q, k, state.count)
     recent.write(state.keys, token, turned_k[:, :, 0], mask)
     recent.write(state.values, token, v[:, :, 0], mask)
-    if cache.config.sinks:
+    if cache.window.sinks:
         _keep_sink(cache, k, v, state, token, mask)
     if cache.memory is not None:
         _remember(cache, cache.memory.features(x, k, v), state, token, mask)
@@ -47,9 +53,9 @@ def step(
 def _keep_sink(
     cache: HierarchicalCache, k: Tensor, v: Tensor, state: CacheState, token: Tensor, mask: Tensor
 ) -> None:
-    sinks = cache.config.sinks
-    first = mask & (token <= sinks)
-    _, key = cache.rotate(k, k, token - cache.config.exact - sinks)
+    window = cache.window
+    first = mask & (token <= window.sinks)
+    _, key = cache.rotate(k, k, token - window.capacity - window.sinks)
     recent.write(state.sink_keys, token, key[:, :, 0], first)
     recent.write(state.sink_values, token, v[:, :, 0], first)
 
@@ -58,17 +64,17 @@ def _remember(
     cache: HierarchicalCache, features: Tensor, state: CacheState, token: Tensor, mask: Tensor
 ) -> None:
     """Feed the token that leaves the window; at a chunk's end publish the next version."""
-    memory, config = cache.memory, cache.config
+    memory, window = cache.memory, cache.window
     assert memory is not None
     leaving = recent.read(state.features, token)[:, 0]  # N tokens ago, the slot about to be reused
     recent.write(state.features, token, features, mask)
-    fed = token - config.recent
+    fed = token - window.recent
     with cache.full_precision(features.device.type):
         start = choose(fed == 1, memory.initial(fed.shape[0]), state.memory)
         partial = memory.feed(start, leaving)
         closed = memory.finish(partial)
         readout = memory.read(closed, fed.shape[0])
-    boundary = fed % config.chunk == 0
+    boundary = fed % window.chunk == 0
     feeding = mask & (fed > 0)
     for name, new in choose(boundary, closed, partial).items():
         old = state.memory[name]
@@ -80,21 +86,21 @@ def _remember(
 def _attend(
     cache: HierarchicalCache, q: Tensor, turned_q: Tensor, state: CacheState, token: Tensor
 ) -> Tensor:
-    config, scale = cache.config, cache.scale
-    gone = recent.evicted(token, config.recent, config.eviction_chunk)
-    visible = recent.ages(token, config.exact) < (token - gone)[:, None]  # [B, W]
+    window, scale = cache.window, cache.scale
+    gone = window.evicted(token)
+    visible = recent.ages(token, window.capacity) < (token - gone)[:, None]  # [B, W]
     q, turned_q = cache.by_key_head(q), cache.by_key_head(turned_q)  # [B, Hkv, R, 1, D]
     scores = turned_q @ state.keys[:, :, None].transpose(-1, -2) * scale
     values = state.values
-    if config.sinks:
+    if window.sinks:
         on_sinks = q @ state.sink_keys[:, :, None].transpose(-1, -2) * scale
         scores = torch.cat([scores, on_sinks], dim=-1)
         values = torch.cat([values, state.sink_values], dim=2)
-        index = torch.arange(1, config.sinks + 1, device=q.device)
+        index = torch.arange(1, window.sinks + 1, device=q.device)
         visible = torch.cat([visible, index <= gone[:, None]], dim=1)
     scores = scores.masked_fill(~visible[:, None, None, None], float("-inf"))
     values = values[:, :, None]
-    if cache.memory is None:
+    if cache.memory is None or cache.gate is None:
         return (cache.softmax(scores) @ values).flatten(1, 2)
     written = (gone > 0)[:, None, None, None, None]
     readout = state.readout[:, None, None]  # one group of one query, one version

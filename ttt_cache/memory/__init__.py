@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import CacheConfig
+from ..config import CacheConfig, whole_number
 from .base import Memory, MemoryState
 from .mean import Mean
 from .random import Random
@@ -24,8 +24,7 @@ def build_memory(
     """
     factory = {"device": device, "dtype": dtype}
     attention = (kv_heads, head_dim)
-    slots = config.virtual
-    assert isinstance(slots, int)
+    slots = whole_number("virtual", config.virtual, 1)
     heads, width = config.memory_heads, config.memory_dim
     if config.memory == "ttt-mlp":
         return TTTMLP(

@@ -84,5 +84,5 @@ def matmul_heads(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def wide(dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of inner arithmetic beside a model of `dtype`: float32, or float64 if it is that."""
+    """The dtype of inner arithmetic beside a model of `dtype`: float32, or float64 for that."""
     return torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)

@@ -1,8 +1,8 @@
 """Virtual keys and values as linear maps of small latent read-outs, absorbed into the query.
 
 With read-outs `r_m` of width E, `K_m = W_K r_m + key_m` and `V_m = W_V r_m` for each key head. So
-`q . K_m = (W_K^T q) . r_m + q . key_m` and `sum_m p_m V_m = W_V (sum_m p_m r_m)`: keys and values at
-model width are never built. DeepSeek-V2 (arXiv 2405.04434, section 2.1.2) absorbs its low-rank
+`q . K_m = (W_K^T q) . r_m + q . key_m` and `sum_m p_m V_m = W_V (sum_m p_m r_m)`: keys and values
+at model width are never built. DeepSeek-V2 (arXiv 2405.04434, section 2.1.2) absorbs its low-rank
 key-value projections in the same way.
 """
 
@@ -29,7 +29,9 @@ class LatentMemory(Memory):
         head_dim: width of an attention head, D.
     """
 
-    def __init__(self, slots: int, latent_dim: int, kv_heads: int, head_dim: int, **factory) -> None:
+    def __init__(
+        self, slots: int, latent_dim: int, kv_heads: int, head_dim: int, **factory
+    ) -> None:
         super().__init__()
         self.slots = slots
         self.latent_dim = latent_dim

@@ -20,6 +20,7 @@ class Mean(Memory):
     """
 
     slots = 1
+    zero: Tensor
 
     def __init__(self, kv_heads: int, head_dim: int, device=None, dtype=None) -> None:
         super().__init__()

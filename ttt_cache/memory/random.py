@@ -1,4 +1,4 @@
-"""M fixed random tokens, the same for every input: what a memory that remembers nothing is worth."""
+"""M fixed random tokens, the same for every input: a memory that remembers nothing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Random(LatentMemory):
     """
 
     width = 0
+    latents: Tensor
 
     def __init__(
         self, slots: int, latent_dim: int, attention: tuple[int, int], device=None, dtype=None

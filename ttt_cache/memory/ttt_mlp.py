@@ -45,7 +45,7 @@ def gelu_slope(z: Tensor) -> Tensor:
 class FastWeights(nn.Module):
     """Version 0 of the fast weights and the inner learning rate, float32 or wider always.
 
-    `module.to(bfloat16)` and `.half()` leave them in float32: bfloat16 would round the updates away.
+    `module.to(bfloat16)` and `.half()` leave them so: bfloat16 would round the updates away.
     """
 
     def __init__(self, heads: int, dim: int, hidden: int, device=None, dtype=None) -> None:
