@@ -86,7 +86,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Patch:
         config = CacheConfig.from_fields(described["config"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config_path}: config: {error}") from error
-    handle = prepare(transformer, config)
+    handle = prepare(model, config)
     _check_tensors(tensors, _tensors(handle), weights_path)
     with torch.no_grad():
         for name, tensor in _tensors(handle).items():

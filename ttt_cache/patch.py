@@ -90,11 +90,14 @@ class Patch:
     """
 
     def __init__(
-        self, transformer: StreamingTransformer, config: CacheConfig, caches: Mapping[int, Any]
+        self, model: nn.Module, config: CacheConfig, caches: dict[int, HierarchicalCache]
     ) -> None:
-        self.transformer = transformer
+        self.transformer = find_transformer(model)
         self.config = config
-        self.caches: dict[int, HierarchicalCache] = dict(caches)
+        self.caches = caches
+        streaming = (m for m in model.modules() if isinstance(m, StreamingModule))
+        # Streaming fills `_cached_children`; removal leaves them as they were found.
+        self._never_streamed = [m for m in streaming if m._cached_children is None]
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -123,6 +126,8 @@ class Patch:
             attention.__class__ = StreamingMultiheadAttention
             delattr(attention, SLOT)
         delattr(self.transformer, SLOT)
+        for module in self._never_streamed:
+            module._cached_children = None
 
     def __enter__(self) -> Patch:
         return self
@@ -175,7 +180,7 @@ def prepare(model: nn.Module, config: CacheConfig) -> Patch:
     for layer in config.layers:
         check_layer(transformer, layer, config.for_layer(layer))
     caches = {layer: _build(transformer, layer, config.for_layer(layer)) for layer in config.layers}
-    return Patch(transformer, config, caches)
+    return Patch(model, config, caches)
 
 
 def unpatch(model: nn.Module) -> None:

@@ -1,0 +1,301 @@
+"""Patching and unpatching: what changes, what must not, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import SMALL, assert_near, random_codes, stir, streamed, temporal, tiny_lm
+from moshi.models.lm import LMGen, LMModel
+from moshi.modules.transformer import (
+    ProjectedTransformer,
+    StreamingMultiheadAttention,
+    StreamingTransformer,
+)
+from torch import nn
+
+import ttt_cache
+from ttt_cache.patch import PatchedAttention
+
+
+def fingerprint(model: nn.Module) -> dict:
+    """Everything that removal must restore: classes, tensors, hooks, attributes, caches."""
+    return {
+        name: (
+            type(module),
+            sorted(module.__dict__),
+            list(module._modules),
+            {key: id(p) for key, p in module._parameters.items()},
+            dict(module._forward_hooks),
+            dict(module._forward_pre_hooks),
+            [n for n, _ in getattr(module, "_cached_children", None) or []],
+        )
+        for name, module in model.named_modules()
+    }
+
+
+def attentions(model: LMModel) -> list[StreamingMultiheadAttention]:
+    return [layer.self_attn for layer in model.transformer.layers]
+
+
+@pytest.mark.parametrize("streamed_before", [False, True])
+def test_removal_restores_the_model_exactly(streamed_before):
+    model = tiny_lm()
+    codes = random_codes(model, 40)
+    attentions(model)[1].register_forward_hook(lambda module, args, output: None)
+    if streamed_before:  # fills _cached_children
+        streamed(model, codes)
+    before, weights, expected = fingerprint(model), copy.deepcopy(model.state_dict()), model(codes)
+    handle = ttt_cache.patch(model, **SMALL)
+    stir(model)
+    streamed(model, codes)
+    handle.remove()
+    assert fingerprint(model) == before
+    after = model.state_dict()
+    assert list(after) == list(weights)
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+    result = model(codes)
+    assert torch.equal(result.text_logits, expected.text_logits)
+    assert torch.equal(result.logits.nan_to_num(), expected.logits.nan_to_num())
+    handle.remove()  # a second time changes nothing
+    assert fingerprint(model) == before
+
+
+def test_context_manager_and_unpatch_remove():
+    model = tiny_lm()
+    with ttt_cache.patch(model, **SMALL) as handle:
+        assert handle.layers == (0, 1, 2)
+        assert all(type(a) is PatchedAttention for a in attentions(model))
+    assert all(type(a) is StreamingMultiheadAttention for a in attentions(model))
+    ttt_cache.patch(model, **SMALL)
+    ttt_cache.unpatch(model)
+    assert all(type(a) is StreamingMultiheadAttention for a in attentions(model))
+    with pytest.raises(RuntimeError, match="not patched"):
+        ttt_cache.unpatch(model)
+
+
+def test_only_the_named_layers_change_and_the_depformer_never():
+    model = tiny_lm()
+    before = fingerprint(model.depformer)
+    handle = ttt_cache.patch(model, layers=[-1, 0], **SMALL)
+    assert handle.layers == (2, 0)
+    kinds = [type(a) for a in attentions(model)]
+    assert kinds == [PatchedAttention, StreamingMultiheadAttention, PatchedAttention]
+    assert fingerprint(model.depformer) == before
+    adapter = {id(p) for p in ttt_cache.adapter_parameters(model)}
+    named = {n for n, p in model.named_parameters() if id(p) in adapter}
+    assert named == {n for n, _ in model.named_parameters() if ".self_attn.ttt_cache." in n}
+    assert {n.split(".self_attn.")[0] for n in named} == {f"transformer.layers.{i}" for i in (0, 2)}
+
+
+def test_containers_of_one_transformer():
+    model = tiny_lm()
+    for container in (model, model.transformer, LMGen(model), nn.ModuleDict({"inner": model})):
+        with ttt_cache.patch(container, **SMALL) as handle:
+            assert handle.transformer is model.transformer
+
+
+def test_mimi_transformer_only_when_given_itself():
+    torch.manual_seed(0)
+    options = {"causal": True, "context": 20, "positional_embedding": "rope"}
+    projected = ProjectedTransformer(
+        16, (16,), 16, num_heads=2, num_layers=2, conv_layout=True, **options
+    ).eval()
+    x = torch.randn(2, 16, 60)
+    with ttt_cache.patch(projected, **SMALL), torch.no_grad():
+        stir(projected)
+        (expected,) = projected(x)
+        with projected.streaming(2):  # Mimi makes calls of two frames
+            parts = [projected(part)[0] for part in x.split(2, dim=2)]
+    assert_near(torch.cat(parts, dim=2), expected)
+
+
+def test_cross_attention_is_left_alone():
+    torch.manual_seed(0)
+    model = StreamingTransformer(
+        32, 4, 2, 64, causal=True, context=64, positional_embedding="rope", cross_attention=True
+    ).eval()
+    before = [fingerprint(layer.cross_attention) for layer in model.layers]
+    x, source = torch.randn(2, 50, 32), torch.randn(2, 7, 32)
+    with ttt_cache.patch(model, **SMALL), torch.no_grad():
+        stir(model)
+        assert [fingerprint(layer.cross_attention) for layer in model.layers] == before
+        expected = model(x, cross_attention_src=source)
+        with model.streaming(2):
+            parts = [model(part, cross_attention_src=source) for part in x.split(1, dim=1)]
+        assert_near(torch.cat(parts, dim=1), expected)
+
+
+def test_per_layer_settings():
+    model = tiny_lm()
+    per_layer = {"recent": {0: 5, 2: 9}, "virtual": {0: 1, -1: 4}, "gate": {0: "head", 2: "joint"}}
+    handle = ttt_cache.patch(model, layers=[0, 2], **(SMALL | per_layer))
+    assert [handle.caches[i].window.recent for i in (0, 2)] == [5, 9]
+    assert [handle.caches[i].memory.slots for i in (0, 2)] == [1, 4]
+    assert [handle.caches[i].gate.kind for i in (0, 2)] == ["head", "joint"]
+    stir(model)
+    codes = random_codes(model, 50)
+    assert_near(streamed(model, codes), temporal(model, codes))
+
+
+def test_deepcopy_of_a_patched_model_is_independent():
+    model = tiny_lm()
+    ttt_cache.patch(model, **SMALL)
+    stir(model)
+    twin = copy.deepcopy(model)
+    codes = random_codes(model, 40)
+    expected = temporal(model, codes)
+    ttt_cache.unpatch(model)
+    assert torch.equal(temporal(twin, codes), expected)
+    ttt_cache.unpatch(twin)
+    assert torch.equal(temporal(twin, codes), temporal(model, codes))
+
+
+def test_dtype_changes_leave_the_fast_weights():
+    model = tiny_lm()
+    handle = ttt_cache.patch(model, **SMALL)
+    stir(model)
+    memory = handle.caches[0].memory
+    before = [p.clone() for p in memory.fast.parameters()]
+    for narrow in (model.bfloat16, model.half, lambda: model.to(torch.bfloat16)):
+        narrow()
+        assert memory.project.dtype in (torch.bfloat16, torch.float16)
+        pairs = zip(before, memory.fast.parameters(), strict=True)
+        assert all(now.dtype == torch.float32 and torch.equal(old, now) for old, now in pairs)
+    model.bfloat16()
+    codes = random_codes(model, 30)
+    assert streamed(model, codes).isfinite().all()
+    assert handle.caches[0].init_state(1).memory["w2"].dtype == torch.float32
+
+
+def test_autocast_does_not_narrow_the_inner_update():
+    model = tiny_lm()
+    handle = ttt_cache.patch(model, layers=[0], **SMALL)
+    q, k, v = torch.randn(3, 2, 4, 30, 8)
+    x = torch.randn(2, 30, 32)
+    cache = handle.caches[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = cache(q, k, v, x)
+    assert all(t.dtype == torch.float32 for t in state.memory.values())
+    ring = cache.init_state(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        for one, hidden in zip(torch.stack([q, k, v]).split(1, dim=3), x.split(1, dim=1), strict=True):
+            cache.stream(*one, hidden, ring)
+    assert all(t.dtype == torch.float32 for t in ring.memory.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"layers": [3]}, ValueError, ["layers", "3"]),
+        ({"layers": [-4]}, ValueError, ["layers", "-4"]),
+        ({"layers": [0, 0]}, ValueError, ["layers", "once"]),
+        ({"layers": [0, -3]}, ValueError, ["layers", "more than once"]),
+        ({"layers": []}, ValueError, ["layers", "at least one"]),
+        ({"layers": 2}, TypeError, ["layers", "2"]),
+        ({"layers": "all"}, TypeError, ["layers", "'all'"]),
+        ({"layers": [1.0]}, TypeError, ["layers", "1.0"]),
+        ({"layers": [True]}, TypeError, ["layers", "True"]),
+        ({"recent": 0}, ValueError, ["recent", "0", "at least 1"]),
+        ({"recent": -5}, ValueError, ["recent", "-5"]),
+        ({"recent": 2.5}, TypeError, ["recent", "2.5"]),
+        ({"recent": True}, TypeError, ["recent", "True"]),
+        ({"recent": None}, TypeError, ["recent", "None"]),
+        ({"recent": 62, "chunk": 4}, ValueError, ["recent", "62", "context 64"]),
+        ({"recent": {0: 5}}, ValueError, ["recent", "exactly the patched layers"]),
+        ({"recent": {0: 5, 1: 5, 7: 5}}, ValueError, ["recent", "7"]),
+        ({"recent": {}}, ValueError, ["recent"]),
+        ({"recent": {0: 5, 1: 0, 2: 5}}, ValueError, ["recent", "1", "0"]),
+        ({"virtual": 0}, ValueError, ["virtual", "0"]),
+        ({"chunk": 0}, ValueError, ["chunk", "0"]),
+        ({"sinks": -1}, ValueError, ["sinks", "-1", "at least 0"]),
+        ({"memory_heads": 0}, ValueError, ["memory_heads"]),
+        ({"memory_dim": -1}, ValueError, ["memory_dim"]),
+        ({"hidden_dim": "big"}, TypeError, ["hidden_dim", "'big'"]),
+        ({"memory": "lstm"}, ValueError, ["memory", "'lstm'", "ttt-mlp"]),
+        ({"memory": None}, TypeError, ["memory", "None"]),
+        ({"gate": "open"}, ValueError, ["gate", "'open'", "joint"]),
+        ({"alpha": 1.5}, ValueError, ["alpha", "1.5", "[0, 1]"]),
+        ({"alpha": float("nan")}, ValueError, ["alpha", "nan"]),
+        ({"alpha": "half"}, TypeError, ["alpha", "'half'"]),
+        ({"bptt": 0}, ValueError, ["bptt", "0"]),
+        ({"reecnt": 5}, TypeError, ["reecnt", "recent"]),
+        ({"config": {"recent": 5}}, TypeError, ["config", "CacheConfig"]),
+        ({"config": ttt_cache.CacheConfig(), "recent": 5}, TypeError, ["config", "recent"]),
+    ],
+)
+def test_bad_settings_are_refused_and_nothing_changes(settings, error, words):
+    model = tiny_lm()
+    before = fingerprint(model)
+    with pytest.raises(error) as caught:
+        ttt_cache.patch(model, **settings)
+    assert type(caught.value) is error
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        (lambda: "moshi", TypeError, ["model", "str"]),
+        (lambda: nn.Linear(2, 2), ValueError, ["model", "Linear", "none"]),
+        (lambda: nn.ModuleList([tiny_lm(), tiny_lm()]), ValueError, ["model", "0.transformer"]),
+        (lambda: tiny_lm(causal=False).transformer, ValueError, ["layer 0", "not causal"]),
+        (lambda: tiny_lm(context=None), ValueError, ["layer 0", "context"]),
+        (lambda: tiny_lm().depformer, ValueError, ["layer 0", "weights_per_step"]),
+    ],
+)
+def test_models_that_cannot_be_patched(model, error, words):
+    with pytest.raises(error) as caught:
+        ttt_cache.patch(model())
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_layers_that_cannot_be_patched_are_refused_before_anything_changes():
+    model = tiny_lm()
+    last = attentions(model)[2]
+    for change, word in (("causal", "causal"), ("context", "context"), ("in_projs", "older moshi")):
+        kept = getattr(last, change)
+        if change == "in_projs":
+            delattr(last, change)
+        else:
+            setattr(last, change, None)
+        before = fingerprint(model)
+        with pytest.raises(ValueError, match=f"layer 2.*{word}"):
+            ttt_cache.patch(model, **SMALL)
+        assert fingerprint(model) == before
+        setattr(last, change, kept)
+
+    class Custom(StreamingMultiheadAttention):
+        pass
+
+    last.__class__ = Custom
+    with pytest.raises(ValueError, match=r"layer 2.*Custom"):
+        ttt_cache.patch(model, **SMALL)
+
+
+def test_patching_twice_or_while_streaming_is_refused():
+    model = tiny_lm()
+    handle = ttt_cache.patch(model, layers=[0], **SMALL)
+    before = fingerprint(model)
+    for layers in ([0], [1], None):
+        with pytest.raises(RuntimeError, match="patched already"):
+            ttt_cache.patch(model, layers=layers, **SMALL)
+    assert fingerprint(model) == before
+    with model.streaming(1):
+        with pytest.raises(RuntimeError, match="streaming"):
+            handle.remove()
+        with pytest.raises(RuntimeError, match="streaming"):
+            ttt_cache.unpatch(model)
+    handle.remove()
+    with LMGen(model).streaming(1):
+        before = fingerprint(model)
+        with pytest.raises(RuntimeError, match="streaming"):
+            ttt_cache.patch(model, **SMALL)
+        assert fingerprint(model) == before
+
+
+def test_adapter_parameters_need_a_patch():
+    with pytest.raises(RuntimeError, match="not patched"):
+        ttt_cache.adapter_parameters(tiny_lm())
