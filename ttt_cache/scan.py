@@ -40,9 +40,10 @@ def versions(
     chunks = _grid_chunks(window, span)
     base = window.evicted(old.count)
     token = base[:, None] + torch.arange(1, chunks * window.chunk + 1, device=base.device)
-    valid = ((token > before[:, None]) & (token <= after[:, None])).unflatten(1, (chunks, -1))
+    cells = (chunks, window.chunk)
+    valid = ((token > before[:, None]) & (token <= after[:, None])).unflatten(1, cells)
     column = (token - old.count[:, None] + window.recent - 1).clamp(0, features.shape[2] - 1)
-    grid = recent.take(features, column)[:, 0].unflatten(1, (chunks, -1))  # [B, chunks, C, F]
+    grid = recent.take(features, column)[:, 0].unflatten(1, cells)  # [B, chunks, C, F]
     complete = base[:, None] + torch.arange(1, chunks + 1, device=base.device) * window.chunk
     complete = complete <= after[:, None]  # [B, chunks]
     with cache.full_precision(features.device.type):
