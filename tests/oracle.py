@@ -74,7 +74,6 @@ class RandomMemory:
         return list(self.weights["memory.latents"])
 
     def virtual(self, key_head: int) -> list[tuple[Tensor, Tensor]]:
-        """Virtual keys and values of one key head."""
         w_k = self.weights["memory.to_key"][key_head]  # [D, E]
         w_v = self.weights["memory.to_value"][key_head]  # [E, D]
         slot_key = self.weights["memory.slot_key"][key_head]  # [D, M]
@@ -140,7 +139,7 @@ class Oracle:
         self.chunk = 1 if config.memory == "none" else config.chunk
         self.group = cache.num_heads // cache.kv_heads
         self.gate, self.alpha = config.gate, config.alpha
-        self.turns = cache.rope is not None
+        self.rotate = rotate if cache.rope is not None else lambda z, position: z
         self.kind = MEMORIES.get(config.memory)
         self.reset()
 
@@ -160,9 +159,6 @@ class Oracle:
         if self.memory and self.evicted > evicted:
             self.memory.take(self.tokens[evicted : self.evicted])
         return torch.stack([self.answer(head, query) for head, query in enumerate(q)])
-
-    def rotate(self, z: Tensor, position: int) -> Tensor:
-        return rotate(z, position) if self.turns else z
 
     def exact_tokens(self, head: int, q: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and values of the window and the sinks, for a query before RoPE."""

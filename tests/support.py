@@ -1,0 +1,271 @@
+"""What the tests of the cache share: caches and inputs from drawn settings, and `Session`."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from moshi.modules.rope import RotaryEmbedding
+from oracle import Oracle
+from torch import Tensor
+
+from ttt_cache import CacheConfig, CacheState, HierarchicalCache
+from ttt_cache.cache import Rotation
+from ttt_cache.config import GATES, MEMORIES
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the outputs' scale
+Saved = tuple[CacheState, list[Oracle], float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cache: its settings, its sizes and the seed of its weights and inputs."""
+
+    config: CacheConfig
+    num_heads: int = 2
+    kv_heads: int = 2
+    head_dim: int = 4
+    dim: int = 5
+    dtype: torch.dtype = torch.float64
+    turns: bool = True  # has RoPE
+    seed: int = 0
+
+    def build(self) -> HierarchicalCache:
+        """The cache with its own initial weights."""
+        torch.manual_seed(self.seed)
+        return HierarchicalCache(
+            self.config,
+            dim=self.dim,
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            kv_heads=self.kv_heads,
+            rope=self.rope if self.turns else None,
+            dtype=self.dtype,
+        )
+
+    def build_stirred(self) -> HierarchicalCache:
+        """The cache with random weights: many start at zero and would hide what they multiply."""
+        cache = self.build()
+        width = self.config.memory_heads * self.config.memory_dim
+        inputs = {"memory.project": self.dim, "memory.to_key": width, "memory.to_value": width}
+        with torch.no_grad():
+            for name, parameter in cache.named_parameters():
+                parameter.normal_(std=1 / math.sqrt(inputs.get(name, 1)))
+        return cache
+
+    @property
+    def rope(self) -> Rotation:
+        # Moshi's own works in float32 whatever it is given.
+        return rope64 if self.dtype == torch.float64 else RotaryEmbedding(interleave=True)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a window can hold; nothing is evicted before there are more."""
+        chunk = 1 if self.config.memory == "none" else self.config.chunk
+        return int(self.config.recent) + chunk - 1
+
+    def tokens(self, batch: int, length: int) -> Tokens:
+        """Random tokens; a call after `build` or another `tokens` gives new ones."""
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=torch.float64).to(self.dtype)
+
+        return Tokens(
+            draw(batch, self.num_heads, length, self.head_dim),
+            draw(batch, self.kv_heads, length, self.head_dim),
+            draw(batch, self.kv_heads, length, self.head_dim),
+            draw(batch, length, self.dim),
+        )
+
+
+class Tokens(NamedTuple):
+    """Arguments of a cache for T tokens of B rows."""
+
+    q: Tensor  # [B, H, T, D]
+    k: Tensor  # [B, Hkv, T, D]
+    v: Tensor
+    x: Tensor  # [B, T, dim]
+
+    @property
+    def length(self) -> int:
+        return self.x.shape[1]
+
+    def cut(self, start: int, stop: int) -> Tokens:
+        heads = (z[:, :, start:stop] for z in self[:3])
+        return Tokens(*heads, self.x[:, start:stop])
+
+    def split(self, lengths: list[int]) -> list[Tokens]:
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        return [self.cut(end - n, end) for n, end in zip(lengths, ends, strict=True)]
+
+    def clone(self) -> Tokens:
+        return Tokens(*(z.clone() for z in self))
+
+    def at(self, row: int, t: int) -> tuple[Tensor, ...]:
+        """One token of one row, as the oracle takes it."""
+        return (*(z[row, :, t] for z in self[:3]), self.x[row, t])
+
+
+def rope64(q: Tensor, k: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """RoPE in float64, for comparisons that Moshi's float32 angles would blur."""
+    half, length = q.shape[-1] // 2, q.shape[2]
+    rate = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    position = offset.double().view(-1, 1, 1, 1) + torch.arange(length).view(1, 1, -1, 1)
+    turn = torch.polar(torch.ones(()).double(), position * rate)
+
+    def turned(z: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(z.double().unflatten(-1, (half, 2)).contiguous())
+        return torch.view_as_real(pairs * turn).flatten(-2).to(z.dtype)
+
+    return turned(q), turned(k)
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float, scale: float = 0.0) -> None:
+    """Equal to within `tolerance` of the largest of `expected` or of a known larger `scale`."""
+    scale = max(scale, expected.abs().max().item())
+    worst = (actual - expected).abs().max().item() / scale
+    assert worst <= tolerance, f"differs by {worst:.2e} of the scale, allowed {tolerance:.0e}"
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The raw bytes: tells -0 from 0 and one NaN from another."""
+    return tensor.contiguous().view(torch.uint8)
+
+
+class Session:
+    """A batch of conversations beside one oracle per row; every call compares the two.
+
+    The tolerance is a share of the largest output that the session has had: a single step of
+    attention may happen to cancel.
+    """
+
+    def __init__(self, case: Case, cache: HierarchicalCache, batch: int) -> None:
+        self.case, self.cache, self.batch = case, cache, batch
+        self.state = cache.init_state(batch)
+        self.oracles = [Oracle(cache) for _ in range(batch)]
+        self.scale = 0.0
+
+    def stream(self, tokens: Tokens, mask: list[bool] | None = None) -> Tensor:
+        """One streaming call; masked rows must keep every bit and have a finite output."""
+        executed = mask or [True] * self.batch
+        given = None if mask is None else torch.tensor(mask)
+        before = self.state.clone()
+        y = self.cache.stream(*tokens, self.state, given)
+        idle = ~torch.tensor(executed)
+        for (name, old), (_, new) in zip(before.tensors(), self.state.tensors(), strict=True):
+            assert torch.equal(bits(old[idle]), bits(new[idle])), f"masked rows changed {name}"
+        assert y.isfinite().all()
+        self.compare(y, tokens, executed)
+        return y
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """One functional call; the state that is passed in must not change."""
+        before = self.state.clone()
+        y, new = self.cache(*tokens, self.state)
+        for (name, old), (_, same) in zip(before.tensors(), self.state.tensors(), strict=True):
+            assert torch.equal(bits(old), bits(same)), f"the parallel form changed {name}"
+        self.state = new.detach()
+        self.compare(y.detach(), tokens, [True] * self.batch)
+        return y.detach()
+
+    def compare(self, y: Tensor, tokens: Tokens, executed: list[bool]) -> None:
+        for row in range(self.batch):
+            if executed[row]:
+                pushed = [self.oracles[row].push(*tokens.at(row, t)) for t in range(tokens.length)]
+                expected = torch.stack(pushed, dim=1)
+                self.scale = max(self.scale, expected.abs().max().item())
+                assert_near(y[row], expected, TOLERANCE[self.case.dtype], self.scale)
+
+    def reset(self, mask: list[bool]) -> None:
+        """Reset the rows of `mask`: all zeros after it, the others with every bit as before."""
+        before, gone = self.state.clone(), torch.tensor(mask)
+        self.state.reset(gone)
+        for (name, old), (_, new) in zip(before.tensors(), self.state.tensors(), strict=True):
+            assert not bits(new[gone]).any(), f"a reset left something in {name}"
+            assert torch.equal(bits(old[~gone]), bits(new[~gone])), f"a reset spread to {name}"
+        for row in range(self.batch):
+            if mask[row]:
+                self.oracles[row].reset()
+
+    def save(self) -> Saved:
+        return self.state.clone(), deepcopy(self.oracles), self.scale
+
+    def restore(self, saved: Saved) -> None:
+        """Put a saved state back in place, as a loaded session is."""
+        state, oracles, self.scale = saved
+        for (_, mine), (_, theirs) in zip(self.state.tensors(), state.tensors(), strict=True):
+            mine.copy_(theirs)
+        self.oracles = deepcopy(oracles)
+
+
+ANY_MEMORY = st.sampled_from(MEMORIES)
+ANY_GATE = st.sampled_from(GATES)
+FLOAT32 = st.just(torch.float32)
+FLOAT64 = st.just(torch.float64)
+ANY_DTYPE = FLOAT32 | FLOAT64
+ANY_BOOL = st.booleans()
+
+
+def configs(
+    memory: st.SearchStrategy[str] = ANY_MEMORY,
+    gate: st.SearchStrategy[str] = ANY_GATE,
+    most_sinks: int = 3,
+) -> st.SearchStrategy[CacheConfig]:
+    """Settings small enough to evict within a few tokens; any memory, gate and sinks by default."""
+    return st.builds(
+        CacheConfig,
+        recent=st.integers(1, 12),
+        chunk=st.integers(1, 6),
+        virtual=st.integers(1, 4),
+        sinks=st.integers(0, most_sinks),
+        memory=memory,
+        memory_heads=st.integers(1, 3),
+        memory_dim=st.integers(2, 5),
+        hidden_dim=st.integers(3, 7),
+        gate=gate,
+        alpha=st.floats(0, 1),
+        bptt=st.none() | st.integers(1, 3),
+    )
+
+
+ANY_CONFIG = configs()
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    config: st.SearchStrategy[CacheConfig] = ANY_CONFIG,
+    dtype: st.SearchStrategy[torch.dtype] = ANY_DTYPE,
+    turns: st.SearchStrategy[bool] = ANY_BOOL,
+) -> Case:
+    """A cache of any shape; float32 is what is used, in float64 nothing hides behind rounding."""
+    kv_heads = draw(st.integers(1, 3))
+    return Case(
+        config=draw(config),
+        num_heads=kv_heads * draw(st.integers(1, 2)),
+        kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from([2, 4, 6])),
+        dim=draw(st.integers(1, 7)),
+        dtype=draw(dtype),
+        turns=draw(turns),
+        seed=draw(st.integers(0, 10_000)),
+    )
+
+
+@st.composite
+def splits(draw: st.DrawFn, case: Case, most: int = 25) -> list[int]:
+    """Lengths of calls that together go up to `most` tokens beyond the window."""
+    left = draw(st.integers(1, case.capacity + most))
+    lengths = []
+    while left:
+        lengths.append(draw(st.integers(1, min(left, 9)) | st.just(1)))
+        left -= lengths[-1]
+    return lengths
+
+
+def masks(batch: int) -> st.SearchStrategy[list[bool]]:
+    return st.lists(st.booleans(), min_size=batch, max_size=batch)
