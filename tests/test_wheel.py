@@ -1,0 +1,83 @@
+"""What a user installs: the wheel, in an environment of its own, used from another directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("wheel")  # one build, not one per worker
+
+REPOSITORY = Path(__file__).parent.parent
+
+USE = """
+import sys
+import torch
+import ttt_cache, ttt_cache.kernels
+from moshi.models.lm import LMModel
+
+where = ttt_cache.__file__
+assert where.startswith(sys.prefix), where
+assert ttt_cache.kernels.__file__.startswith(sys.prefix)
+model = LMModel(n_q=1, dep_q=0, delays=[0, 0], card=8, text_card=8, dim=16, num_heads=2,
+                num_layers=2, context=50, positional_embedding="rope").eval()
+with ttt_cache.patch(model, recent=8, virtual=2, chunk=4), torch.no_grad():
+    ttt_cache.save_adapter(model, "adapter")
+    with model.streaming(1):
+        for step in range(30):
+            out, _ = model.forward_text(torch.zeros(1, 2, 1, dtype=torch.long))
+assert out.isfinite().all()
+ttt_cache.load_adapter(model, "adapter")
+print("used", ttt_cache.__version__)
+"""
+
+
+def run(*command: object, cwd: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, REPOSITORY,
+        cwd=folder)  # fmt: skip
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {f"ttt_cache/{p.relative_to(REPOSITORY / 'ttt_cache')}"
+               for p in (REPOSITORY / "ttt_cache").rglob("*.py")}  # fmt: skip
+    kernels = {f"ttt_cache/kernels/{p.name}" for p in (REPOSITORY / "kernels").glob("*.py")}
+    missing = (sources | kernels | {"ttt_cache/py.typed", "ttt_cache/data/speech.wav"}) - names
+    assert not missing
+    strangers = {n for n in names if not n.startswith(("ttt_cache/", "ttt_cache-"))}
+    assert not strangers
+
+
+def test_the_installed_wheel_works_elsewhere(wheel, tmp_path):
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run(python, "-c", where, cwd=tmp_path).strip())
+    # The same packages, but as a plain path: the editable install's import hook stays behind.
+    (site / "same_packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel, cwd=tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert run(python, "-c", USE, cwd=elsewhere).startswith("used")
+    assert "demo" in run(environment / "bin" / "ttt-cache", "--help", cwd=elsewhere)
