@@ -1,0 +1,124 @@
+"""What the benchmarks share: a quiet process, where and with what it ran, JSON and table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+    "NO_TORCH_COMPILE": "1",
+}
+
+
+def quiet_process() -> None:
+    """One thread that never spins, nothing compiled; starts the process anew where it must.
+
+    The OpenMP runtime and Moshi's decorators read these variables while torch is imported, which
+    has happened by the time this runs.
+    """
+    if any(os.environ.get(name) != value for name, value in QUIET.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of a benchmark; the verdict compares the figure as measured, never rounded."""
+
+    name: str
+    value: float
+    unit: str = ""
+    at_most: float | None = None
+
+    @property
+    def target(self) -> str:
+        return "" if self.at_most is None else f"at most {self.at_most:,.7g}"
+
+    @property
+    def verdict(self) -> str:
+        if self.at_most is None:
+            return ""
+        return "met" if self.value <= self.at_most else "MISSED"  # NaN misses
+
+    @property
+    def figure(self) -> str:
+        """The value with enough digits that a target just missed does not look met."""
+        if isinstance(self.value, int):
+            return f"{self.value:,}"
+        return f"{self.value:,.2f}" if abs(self.value) >= 100 else f"{self.value:.4f}"
+
+
+def environment(seed: int, dtype: str) -> dict[str, Any]:
+    """Command, date, versions and machine, for the record."""
+    script = Path(sys.argv[0]).name
+    return {
+        "command": shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "device": _cpu(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "moshi", "ttt-cache")},
+        },
+        "library": _library(),
+        "environment": QUIET,
+    }
+
+
+def publish(
+    title: str, out: Path, record: dict[str, Any], settings: Any, lines: list[Line], **details: Any
+) -> None:
+    """Print the figures as a table and write everything to `out`, whole or not at all."""
+    table = Table(title=title)
+    for column in ("figure", "value", "unit", "target", "verdict"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for line in lines:
+        table.add_row(line.name, line.figure, line.unit, line.target, line.verdict)
+    Console(width=110).print(table)
+    rows = [{**asdict(line), "verdict": line.verdict} for line in lines]
+    result = {"benchmark": title, **record, "settings": settings, "figures": rows, **details}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.name}.partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.replace(out)
+
+
+def _cpu() -> dict[str, Any]:
+    name, info = platform.processor(), Path("/proc/cpuinfo")
+    if info.exists():
+        models = [row for row in info.read_text().splitlines() if row.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    return {"cpu": name, "cores": os.cpu_count()}
+
+
+def _library() -> dict[str, Any]:
+    """The commit that last changed the package, and whether its files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", "ttt_cache", "kernels"]
+        root = Path(__file__).parents[1]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
+
+    return {
+        "commit": git("log", "-1", "--format=%H"),
+        "changed": bool(git("status", "--porcelain")),
+    }

@@ -1,0 +1,204 @@
+"""Eight hours of conversation through a small patched Moshi transformer, one step at a time.
+
+Shows that nothing grows with the length of a session: not the memory of the process, not the fast
+weights, not the time of a step. The step time is measured at the end, on the state that has seen
+everything and on one that has just begun, alternately, on the same model and inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Line, environment, publish, quiet_process
+from moshi.modules.transformer import StreamingTransformer
+from rich.progress import Progress
+from torch import Tensor
+
+import ttt_cache
+from ttt_cache.patch import Patch, PatchedState, attention_of
+from ttt_cache.state import CacheState
+
+DIM, LAYERS, HEADS, CONTEXT = 64, 2, 4, 3000
+BLOCK = 1000  # steps between two looks at memory and weights
+WARM_UP = 0.05  # share of the steps after which memory must not grow
+YOUNG = 256  # steps of a fresh state: past its first evictions
+States = dict[str, Any]
+
+
+def build(seed: int) -> tuple[StreamingTransformer, Patch]:
+    """The model, patched in all layers with default settings."""
+    torch.manual_seed(seed)
+    model = StreamingTransformer(
+        d_model=DIM,
+        num_heads=HEADS,
+        num_layers=LAYERS,
+        dim_feedforward=4 * DIM,
+        causal=True,
+        context=CONTEXT,
+        positional_embedding="rope",
+        gating="silu",
+        norm="rms_norm_f32",
+    ).eval()
+    handle = ttt_cache.patch(model)
+    for cache in handle.caches.values():
+        # A new memory adds nothing to the output; here it must be seen to stay finite.
+        torch.nn.init.normal_(cache.memory.to_value, std=cache.memory.latent_dim**-0.5)
+    return model, handle
+
+
+def inputs(steps: int, seed: int) -> Iterator[Tensor]:
+    """Blocks of seeded random frames `[steps, 1, 1, DIM]`, always in the same memory."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.empty(BLOCK, 1, 1, DIM)
+    for start in range(0, steps, BLOCK):
+        yield frames.normal_(generator=generator)[: steps - start]
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def caches_of(model: StreamingTransformer) -> list[CacheState]:
+    states = [attention_of(model, layer)._streaming_state for layer in range(LAYERS)]
+    return [state.cache for state in states if isinstance(state, PatchedState)]
+
+
+def fast_weights(model: StreamingTransformer, handle: Patch) -> dict[str, float]:
+    """The largest fast weights of any head: |W2|, a column of W1 beside its start, |G|."""
+    found = {"w2": 0.0, "w1_column": 0.0, "grad": 0.0}
+    for cache, state in zip(handle.caches.values(), caches_of(model), strict=True):
+        start, memory = cache.memory.fast.w1.double().norm(dim=-2), state.memory
+        figures = {
+            "w2": memory["w2"].norm(dim=(-1, -2)),
+            "w1_column": memory["w1"].double().norm(dim=-2) / start,
+            "grad": memory["grad"].norm(dim=(-1, -2)),
+        }
+        found = {name: max(found[name], float(figures[name].max())) for name in found}
+    return found
+
+
+def w2_bound(handle: Patch) -> float:
+    """The bound of docs/semantics.md: max(sqrt(n d), |W2 at version 0|) + C sqrt(d)."""
+    config = handle.config
+    cap = (config.hidden_dim * config.memory_dim) ** 0.5
+    first = max(float(c.memory.fast.w2.norm(dim=(-1, -2)).max()) for c in handle.caches.values())
+    return max(cap, first) + config.chunk * config.memory_dim**0.5
+
+
+def soak(model: StreamingTransformer, handle: Patch, steps: int, seed: int) -> dict[str, Any]:
+    """Stream `steps` random frames; the model must be streaming."""
+    outputs = torch.empty(BLOCK, DIM)
+    log: dict[str, Any] = {"not_finite": 0, "rss": [], "ms": [], "weights": []}
+    with Progress(auto_refresh=False) as progress:
+        task = progress.add_task("soak", total=steps)
+        for frames in inputs(steps, seed):
+            began = time.perf_counter_ns()
+            for frame, output in zip(frames, outputs, strict=False):
+                output.copy_(model(frame)[0, 0])
+            spent = time.perf_counter_ns() - began
+            log["ms"].append(spent / len(frames) / 1e6)
+            log["not_finite"] += int((~outputs[: len(frames)].isfinite()).sum())
+            log["weights"].append(fast_weights(model, handle))
+            log["rss"].append(resident_bytes())
+            progress.advance(task, len(frames))
+            progress.refresh()
+    return log
+
+
+def fresh_state(model: StreamingTransformer, steps: int, seed: int) -> States:
+    """A state of its own after a few steps."""
+    with model.streaming(1):
+        for frames in inputs(steps, seed):
+            for frame in frames:
+                model(frame)
+        return model.get_streaming_state()
+
+
+def race(model: StreamingTransformer, one: States, two: States, pairs: int, seed: int) -> States:
+    """Step two states on the same inputs in turn; medians in ms and the ratio one / two.
+
+    The model is the same, so are its weights in the CPU's caches; only the state is exchanged, by
+    reference and outside the timed call. Who goes first alternates, and is turned round in every
+    chunk, so that neither state always meets a chunk's end first.
+    """
+    times: tuple[list[int], list[int]] = ([], [])
+    done = 0
+    for frames in inputs(pairs, seed):
+        for frame in frames:
+            first = (done + done // 8) % 2
+            for arm in (first, 1 - first):
+                model.set_streaming_state((one, two)[arm])
+                began = time.perf_counter_ns()
+                model(frame)
+                times[arm].append(time.perf_counter_ns() - began)
+            done += 1
+    medians = [statistics.median(arm) / 1e6 for arm in times]
+    quartiles = [[q / 1e6 for q in statistics.quantiles(arm)] for arm in times]
+    return {"medians_ms": medians, "quartiles_ms": quartiles, "ratio": medians[0] / medians[1]}
+
+
+@torch.no_grad()
+def run(steps: int, seed: int, pairs: int) -> tuple[list[Line], dict[str, Any], dict[str, Any]]:
+    """Lines of the table, details for the JSON, settings."""
+    model, handle = build(seed)
+    with model.streaming(1):
+        log = soak(model, handle, steps, seed + 1)
+        state_not_finite = sum(
+            int((~tensor.isfinite()).sum())
+            for cache in caches_of(model)
+            for _, tensor in cache.tensors()
+        )
+        old = model.get_streaming_state()
+    # The same phase in the chunk as the old state, so that both publish in the same steps.
+    young = YOUNG + steps % handle.config.chunk
+    fresh, other = (fresh_state(model, young, seed + 2) for _ in range(2))
+    model.set_streaming_state(fresh)
+    null = race(model, fresh, other, pairs, seed + 3)
+    aged = race(model, old, fresh, pairs, seed + 4)
+    log |= {"null": null, "aged": aged}
+    settled = log["rss"][int(len(log["rss"]) * WARM_UP) :]
+    weights = {name: max(w[name] for w in log["weights"]) for name in log["weights"][0]}
+    lines = [
+        Line("steps", steps),
+        Line("outputs not finite", log["not_finite"], "", 0),
+        Line("state elements not finite at the end", state_not_finite, "", 0),
+        Line("RSS after warm-up", settled[0] / 1e6, "MB"),
+        Line("RSS at the end", settled[-1] / 1e6, "MB"),
+        Line("RSS growth, largest after warm-up", (max(settled) - settled[0]) / 1e6, "MB", 1.0),
+        Line("|W2| of a head, largest ever seen", weights["w2"], "", w2_bound(handle)),
+        Line("|W2| of a head at the end", log["weights"][-1]["w2"], "", w2_bound(handle)),
+        # The bound is 1; the columns are scaled in float32.
+        Line("column of W1 / its start, largest", weights["w1_column"], "", 1 + 1e-6),
+        Line("|G| of a head, largest seen", weights["grad"]),
+        Line("step, old state", aged["medians_ms"][0], "ms"),
+        Line("step, fresh state", aged["medians_ms"][1], "ms"),
+        Line("step, old / fresh", aged["ratio"], "", 1.02),
+        Line("step, fresh / fresh (null test)", null["ratio"]),
+    ]
+    return lines, log, {"pairs": pairs, "young": young, **asdict(handle.config)}
+
+
+def main() -> None:
+    quiet_process()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=360_000, help="8 hours at 12.5 a second")
+    parser.add_argument("--pairs", type=int, default=4_000, help="timed steps of each state")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/soak.json"))
+    options = parser.parse_args()
+    record = environment(options.seed, "float32")
+    lines, log, settings = run(options.steps, options.seed, options.pairs)
+    publish("soak", options.out, record, settings, lines, log=log)
+
+
+if __name__ == "__main__":
+    main()
