@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import CacheConfig
-from .patch import Patch, attention_of, find_transformer, prepare, require_patch
+from .patch import Patch, prepare, require_patch
+from .targets import attention_of, find_transformer
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Gate
-from .config import GATES, CacheConfig, one_of, whole_number
+from .checks import check_inputs, check_mask, check_state, one_of, whole_number
+from .config import GATES, CacheConfig
 from .memory import build_memory
 from .parallel import extend
 from .state import CacheState
@@ -135,9 +136,9 @@ class HierarchicalCache(nn.Module):
             TypeError: an argument is not a floating-point tensor.
             ValueError: a shape does not fit.
         """
-        self._check(q, k, v, x)
+        check_inputs(self, q, k, v, x)
         if state is not None:
-            self._check_state(state, q.shape[0])
+            check_state(self, state, q.shape[0])
         return extend(self, q, k, v, x, state)
 
     @torch.no_grad()
@@ -164,14 +165,10 @@ class HierarchicalCache(nn.Module):
         Raises:
             TypeError, ValueError: as in `forward`, or the mask or the state does not fit.
         """
-        self._check(q, k, v, x)
-        self._check_state(state, q.shape[0])
+        check_inputs(self, q, k, v, x)
+        check_state(self, state, q.shape[0])
         mask = torch.ones_like(state.count, dtype=torch.bool) if exec_mask is None else exec_mask
-        if mask.dtype != torch.bool or mask.shape != state.count.shape:
-            raise ValueError(
-                f"exec_mask must be bool of shape {tuple(state.count.shape)}, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        check_mask(mask, state)
         if q.shape[2] == 1:
             return step(self, q, k, v, x, state, mask)
         y, new = extend(self, q, k, v, x, state)
@@ -200,37 +197,6 @@ class HierarchicalCache(nn.Module):
     def full_precision(device_type: str) -> AbstractContextManager:
         """Autocast must not narrow the inner update."""
         return torch.autocast(device_type, enabled=False)
-
-    def _check(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> None:
-        given = {"q": q, "k": k, "v": v, "x": x}
-        for name, tensor in given.items():
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                got = tensor.dtype if isinstance(tensor, Tensor) else repr(tensor)
-                raise TypeError(f"{name} must be a floating-point tensor, got {got}")
-        if q.dim() != 4 or q.shape[0] == 0 or q.shape[2] == 0:
-            wanted = f"[B, {self.num_heads}, T, {self.head_dim}] with B and T at least 1"
-            raise ValueError(f"q must have shape {wanted}, got {list(q.shape)}")
-        batch, _, length, _ = q.shape
-        key_shape = [batch, self.kv_heads, length, self.head_dim]
-        expected = {
-            "q": [batch, self.num_heads, length, self.head_dim],
-            "k": key_shape,
-            "v": key_shape,
-            "x": [batch, length, self.dim],
-        }
-        for name, shape in expected.items():
-            if list(given[name].shape) != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {list(given[name].shape)}")
-
-    def _check_state(self, state: CacheState, batch: int) -> None:
-        if not isinstance(state, CacheState):
-            raise TypeError(f"state must be a CacheState from init_state, got {state!r}")
-        ring = (batch, self.kv_heads, self.window.capacity, self.head_dim)
-        if tuple(state.keys.shape) != ring:
-            raise ValueError(
-                f"state must hold keys of shape {list(ring)}, got {list(state.keys.shape)}: "
-                "it was made for another batch size or another cache"
-            )
 
 
 def _zeros(like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
+from .checks import one_of, whole_number
 from .recent import Window
 
 MEMORIES = ("ttt-mlp", "mean", "random", "none")
@@ -14,33 +15,6 @@ GATES = ("joint", "fixed", "layer", "head", "query", "residual")
 
 T = TypeVar("T")
 PerLayer = T | Mapping[int, T]
-
-
-def whole_number(name: str, value: Any, minimum: int) -> int:
-    """Check an integer setting and return it as an `int`.
-
-    Raises:
-        TypeError: it is not an integer.
-        ValueError: it is below `minimum`.
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer of at least {minimum}, got {value!r}") from None
-    if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}")
-    return number
-
-
-def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """Check a named choice; raises `ValueError` (unknown) or `TypeError` (not a string)."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    return value
 
 
 @dataclass(frozen=True)

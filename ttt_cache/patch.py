@@ -7,26 +7,24 @@ paths, `_cached_children` and the state dict of everything else stay as they are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from moshi.models.compression import MimiModel
-from moshi.models.lm import LMModel
-from moshi.modules.lora import LoRALinear
 from moshi.modules.streaming import State, StreamingModule
-from moshi.modules.transformer import (
-    StreamingMultiheadAttention,
-    StreamingTransformer,
-    StreamingTransformerLayer,
-)
-from moshi.utils.quantize import QLinear
+from moshi.modules.transformer import StreamingMultiheadAttention, StreamingTransformer
 from torch import Tensor, nn
 
 from .cache import HierarchicalCache
 from .config import CacheConfig
 from .state import CacheState
+from .targets import (
+    attention_of,
+    check_layer,
+    find_transformer,
+    projection_format,
+    refuse_streaming,
+    resolve,
+)
 
 SLOT = "ttt_cache"  # name of the cache inside an attention, of the handle on a transformer
 
@@ -70,17 +68,6 @@ class PatchedAttention(StreamingMultiheadAttention):
         return q, k, v
 
 
-def projection_format(attention: StreamingMultiheadAttention) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of an attention's keys, as stock Moshi chooses them for its ring."""
-    projection = attention.in_projs[0]
-    if isinstance(projection, QLinear):
-        return projection.weight.device, torch.float16
-    if isinstance(projection, LoRALinear):
-        projection = projection.lora_A
-    weight = next(projection.parameters())
-    return weight.device, weight.dtype
-
-
 class Patch:
     """A patch that is in place; also a context manager that removes it at the end.
 
@@ -120,7 +107,7 @@ class Patch:
         """
         if patch_of(self.transformer) is not self:
             return
-        _refuse_streaming(self.transformer, "unpatched")
+        refuse_streaming(self.transformer, "unpatched")
         for layer in self.caches:
             attention = attention_of(self.transformer, layer)
             attention.__class__ = StreamingMultiheadAttention
@@ -174,7 +161,7 @@ def prepare(model: nn.Module, config: CacheConfig) -> Patch:
             "model is patched already; call ttt_cache.unpatch(model) first. For other settings in "
             "other layers give recent, virtual or gate as a mapping from layer index to value"
         )
-    _refuse_streaming(transformer, "patched")
+    refuse_streaming(transformer, "patched")
     config = resolve(config, len(transformer.layers))
     assert config.layers is not None
     for layer in config.layers:
@@ -214,94 +201,6 @@ def patch_of(transformer: StreamingTransformer) -> Patch | None:
     return transformer.__dict__.get(SLOT)
 
 
-def attention_of(transformer: StreamingTransformer, layer: int) -> StreamingMultiheadAttention:
-    """The self-attention of a layer."""
-    return transformer.layers[layer].self_attn  # type: ignore[union-attr,return-value]
-
-
-def find_transformer(model: nn.Module) -> StreamingTransformer:
-    """The one temporal transformer in `model`.
-
-    Raises:
-        TypeError: not a module.
-        ValueError: none, or more than one.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    found = dict(_transformers(model, ""))
-    if len(found) != 1:
-        names = ", ".join(repr(name) for name in found) or "none"
-        raise ValueError(
-            "model must be an LMModel, a StreamingTransformer or a module that holds exactly one "
-            f"temporal transformer; {type(model).__name__} holds {len(found)}: {names}"
-        )
-    return next(iter(found.values()))
-
-
-def _transformers(module: nn.Module, path: str) -> Iterable[tuple[str, StreamingTransformer]]:
-    if isinstance(module, StreamingTransformer):
-        yield path, module
-        return
-    for name, child in module.named_children():
-        # Mimi's transformers are patched only when they are given themselves.
-        depth = isinstance(module, LMModel) and name == "depformer"
-        if not depth and not isinstance(child, MimiModel):
-            yield from _transformers(child, f"{path}.{name}" if path else name)
-
-
-def resolve(config: CacheConfig, num_layers: int) -> CacheConfig:
-    """`config` with every layer index counted from 0 and mappings that fit them."""
-
-    def index(name: str, layer: int) -> int:
-        if not -num_layers <= layer < num_layers:
-            raise ValueError(
-                f"{name} must be between {-num_layers} and {num_layers - 1} for a transformer of "
-                f"{num_layers} layers, got {layer}"
-            )
-        return layer % num_layers
-
-    given = range(num_layers) if config.layers is None else config.layers
-    layers = [index("layers", layer) for layer in given]
-    repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
-    if repeated:
-        raise ValueError(f"layers names layer {repeated[0]} more than once, got {config.layers}")
-    changes: dict[str, Any] = {"layers": tuple(layers)}
-    for name in ("recent", "virtual", "gate"):
-        value = getattr(config, name)
-        if isinstance(value, Mapping):
-            changes[name] = {index(f"{name} keys", k): v for k, v in value.items()}
-            if (got := sorted(changes[name])) != sorted(layers):
-                raise ValueError(f"{name} must map exactly the patched layers {layers}, got {got}")
-    return replace(config, **changes)
-
-
-def check_layer(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> None:
-    """Raise `ValueError`, naming the layer, if its self-attention cannot take the cache."""
-    block = transformer.layers[layer]
-    attention = getattr(block, "self_attn", None)
-    reason = None
-    if not isinstance(block, StreamingTransformerLayer) or attention is None:
-        reason = f"it is a {type(block).__name__} without self-attention"
-    elif not hasattr(attention, "in_projs"):
-        reason = "it comes from an older moshi package (no in_projs); install moshi 0.2.13 or newer"
-    elif type(attention) is not StreamingMultiheadAttention:
-        reason = f"its self-attention is a {type(attention).__name__}"
-    elif attention.weights_per_step:
-        reason = f"it has weights_per_step={attention.weights_per_step}"
-    elif attention.cross_attention or not attention.causal:
-        reason = "its self-attention is not causal"
-    elif attention.context is None:
-        reason = "it has no context (context=None)"
-    if reason is not None:
-        raise ValueError(f"layers: layer {layer} cannot be patched: {reason}")
-    context = attention_of(transformer, layer).context
-    if config.memory != "none" and context is not None and config.window.capacity > context:
-        raise ValueError(
-            f"recent + chunk - 1 must be within the context {context} of layer {layer}, "
-            f"got recent={config.recent} and chunk={config.chunk}"
-        )
-
-
 def _build(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> HierarchicalCache:
     attention = attention_of(transformer, layer)
     device, dtype = projection_format(attention)
@@ -315,12 +214,3 @@ def _build(transformer: StreamingTransformer, layer: int, config: CacheConfig) -
         device=device,
         dtype=dtype,
     ).train(attention.training)
-
-
-def _refuse_streaming(transformer: StreamingTransformer, verb: str) -> None:
-    for name, module in transformer.named_modules():
-        if isinstance(module, StreamingModule) and module.is_streaming:
-            raise RuntimeError(
-                f"model cannot be {verb} while it is streaming ({name or 'transformer'} is); "
-                "leave the streaming context first"
-            )

@@ -14,8 +14,9 @@ from rich.table import Table
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .config import whole_number
-from .patch import PatchedAttention, attention_of, find_transformer, patch_of
+from .checks import whole_number
+from .patch import PatchedAttention, patch_of
+from .targets import attention_of, find_transformer
 
 
 @dataclass(frozen=True)

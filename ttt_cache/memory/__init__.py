@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import CacheConfig, whole_number
+from ..checks import whole_number
+from ..config import CacheConfig
 from .base import Memory, MemoryState
 from .mean import Mean
 from .random import Random

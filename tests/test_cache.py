@@ -1,0 +1,111 @@
+"""HierarchicalCache by itself: sizes, bad input, and that neither form changes what it is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ttt_cache
+from ttt_cache import CacheConfig, HierarchicalCache
+
+SMALL = CacheConfig(recent=4, virtual=2, chunk=3, memory_heads=2, memory_dim=4, hidden_dim=6)
+SIZES = {"dim": 12, "num_heads": 4, "head_dim": 6, "kv_heads": 2}
+
+
+def inputs(length: int = 5, batch: int = 2, **replaced: torch.Tensor) -> dict[str, torch.Tensor]:
+    shapes = {"q": (4, length, 6), "k": (2, length, 6), "v": (2, length, 6), "x": (length, 12)}
+    return {name: torch.randn(batch, *shape) for name, shape in shapes.items()} | replaced
+
+
+@pytest.mark.parametrize(
+    ("replaced", "error", "words"),
+    [
+        ({"q": torch.zeros(2, 3, 5, 6)}, ValueError, ["q", "[2, 4, 5, 6]", "[2, 3, 5, 6]"]),
+        ({"q": torch.zeros(2, 4, 6)}, ValueError, ["q", "T"]),
+        ({"q": torch.zeros(2, 4, 0, 6)}, ValueError, ["q", "at least 1"]),
+        ({"q": torch.zeros(0, 4, 5, 6)}, ValueError, ["q", "at least 1"]),
+        ({"k": torch.zeros(2, 4, 5, 6)}, ValueError, ["k", "[2, 2, 5, 6]"]),
+        ({"v": torch.zeros(1, 2, 5, 6)}, ValueError, ["v", "[1, 2, 5, 6]"]),
+        ({"x": torch.zeros(2, 5, 11)}, ValueError, ["x", "[2, 5, 12]"]),
+        ({"q": torch.zeros(2, 4, 5, 6, dtype=torch.long)}, TypeError, ["q", "int64"]),
+        ({"x": None}, TypeError, ["x", "None"]),
+    ],
+)
+def test_wrong_tensors_are_refused_by_both_forms(replaced, error, words):
+    cache = HierarchicalCache(SMALL, **SIZES)
+    state = cache.init_state(2)
+    given = inputs(**replaced)
+    for call in (cache, lambda **kw: cache.stream(state=state, **kw)):
+        with pytest.raises(error) as caught:
+            call(**given)
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not any(t.any() for _, t in state.tensors())
+
+
+def test_wrong_states_and_masks_are_refused():
+    cache = HierarchicalCache(SMALL, **SIZES)
+    other = HierarchicalCache(CacheConfig(recent=9, memory="none"), **SIZES)
+    with pytest.raises(ValueError, match="state"):
+        cache(**inputs(), state=cache.init_state(3))
+    with pytest.raises(ValueError, match="state"):
+        cache.stream(**inputs(), state=other.init_state(2))
+    with pytest.raises(TypeError, match="state"):
+        cache(**inputs(), state={"count": 0})
+    state = cache.init_state(2)
+    for mask in (torch.ones(3, dtype=torch.bool), torch.ones(2)):
+        with pytest.raises(ValueError, match="exec_mask must be bool of shape"):
+            cache.stream(**inputs(), state=state, exec_mask=mask)
+    with pytest.raises(TypeError, match="exec_mask"):
+        cache.stream(**inputs(), state=state, exec_mask=[True, False])
+    assert not any(t.any() for _, t in state.tensors())
+    for batch in (0, -1):
+        with pytest.raises(ValueError, match="batch_size"):
+            cache.init_state(batch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "word"),
+    [
+        ({"dim": 0}, ValueError, "dim"),
+        ({"num_heads": -1}, ValueError, "num_heads"),
+        ({"head_dim": 2.0}, TypeError, "head_dim"),
+        ({"kv_heads": 3}, ValueError, "kv_heads"),
+        ({"config": {"recent": 4}}, TypeError, "config"),
+        ({"config": CacheConfig(recent={0: 4})}, TypeError, "recent"),
+        ({"config": CacheConfig(virtual={0: 4})}, TypeError, "virtual"),
+        ({"config": CacheConfig(gate={0: "head"})}, TypeError, "gate"),
+    ],
+)
+def test_wrong_sizes_are_refused(changes, error, word):
+    with pytest.raises(error, match=word):
+        HierarchicalCache(**({"config": SMALL} | SIZES | changes))
+
+
+@pytest.mark.parametrize("memory", ttt_cache.config.MEMORIES)
+def test_the_parallel_form_leaves_its_state_alone(memory):
+    config = CacheConfig(**(SMALL.to_json() | {"memory": memory, "sinks": 2}))
+    cache = HierarchicalCache(config, **SIZES)
+    with torch.no_grad():
+        _, state = cache(**inputs(11))
+        kept = state.clone()
+        cache(**inputs(13), state=state)
+    pairs = zip(kept.tensors(), state.tensors(), strict=True)
+    assert all(torch.equal(old, now) for (_, old), (_, now) in pairs)
+
+
+def test_streaming_makes_no_gradients_and_no_new_tensors():
+    cache = HierarchicalCache(SMALL, **SIZES)
+    state = cache.init_state(2)
+    places = {name: t.data_ptr() for name, t in state.tensors()}
+    for length in (1, 1, 6, 1, 9):
+        given = {name: t.requires_grad_() for name, t in inputs(length).items()}
+        assert not cache.stream(**given, state=state).requires_grad
+    assert {name: t.data_ptr() for name, t in state.tensors()} == places
+    assert state.count.tolist() == [18, 18]
+
+
+def test_config_round_trips_through_json():
+    config = CacheConfig(layers=range(-3, 0), recent={0: 5, 1: 6}, gate={0: "head", 1: "joint"})
+    assert CacheConfig.from_fields(config.to_json()) == config
+    assert config.layers == (-3, -2, -1)
+    assert config.for_layer(1).recent == 6 and config.for_layer(0).gate == "head"
