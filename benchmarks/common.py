@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from moshi.modules.transformer import StreamingTransformer
 from rich.console import Console
 from rich.table import Table
 
+CONTEXT = 3000  # frames in the ring of stock Moshi
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
@@ -35,6 +37,24 @@ def quiet_process() -> None:
     if any(os.environ.get(name) != value for name, value in QUIET.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
     torch.set_num_threads(1)
+
+
+def transformer(
+    dim: int, heads: int, layers: int, hidden: int, **factory: Any
+) -> StreamingTransformer:
+    """A temporal transformer as Moshi 7B has it, but for its size; `hidden`: feed-forward."""
+    return StreamingTransformer(
+        d_model=dim,
+        num_heads=heads,
+        num_layers=layers,
+        dim_feedforward=hidden,
+        causal=True,
+        context=CONTEXT,
+        positional_embedding="rope",
+        gating="silu",
+        norm="rms_norm_f32",
+        **factory,
+    ).eval()
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,8 @@ class Line:
         """The value with enough digits that a target just missed does not look met."""
         if isinstance(self.value, int):
             return f"{self.value:,}"
+        if 0 < abs(self.value) < 1e-3:
+            return f"{self.value:.3g}"
         return f"{self.value:,.2f}" if abs(self.value) >= 100 else f"{self.value:.4f}"
 
 

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Line, environment, publish, quiet_process
+from common import Line, environment, publish, quiet_process, transformer
 from moshi.modules.transformer import StreamingTransformer
 from rich.progress import Progress
 from torch import Tensor
 
 import ttt_cache
+from ttt_cache.memory.ttt_mlp import TTTMLP
 from ttt_cache.patch import Patch, PatchedState, attention_of
 from ttt_cache.state import CacheState
 
-DIM, LAYERS, HEADS, CONTEXT = 64, 2, 4, 3000
+DIM, LAYERS, HEADS = 64, 2, 4
 BLOCK = 1000  # steps between two looks at memory and weights
 WARM_UP = 0.05  # share of the steps after which memory must not grow
 YOUNG = 256  # steps of a fresh state: past its first evictions
@@ -36,21 +37,11 @@ States = dict[str, Any]
 def build(seed: int) -> tuple[StreamingTransformer, Patch]:
     """The model, patched in all layers with default settings."""
     torch.manual_seed(seed)
-    model = StreamingTransformer(
-        d_model=DIM,
-        num_heads=HEADS,
-        num_layers=LAYERS,
-        dim_feedforward=4 * DIM,
-        causal=True,
-        context=CONTEXT,
-        positional_embedding="rope",
-        gating="silu",
-        norm="rms_norm_f32",
-    ).eval()
+    model = transformer(DIM, HEADS, LAYERS, 4 * DIM)
     handle = ttt_cache.patch(model)
-    for cache in handle.caches.values():
+    for memory in memories_of(handle):
         # A new memory adds nothing to the output; here it must be seen to stay finite.
-        torch.nn.init.normal_(cache.memory.to_value, std=cache.memory.latent_dim**-0.5)
+        torch.nn.init.normal_(memory.to_value, std=memory.latent_dim**-0.5)
     return model, handle
 
 
@@ -67,6 +58,11 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def memories_of(handle: Patch) -> list[TTTMLP]:
+    memories = [cache.memory for cache in handle.caches.values()]
+    return [memory for memory in memories if isinstance(memory, TTTMLP)]
+
+
 def caches_of(model: StreamingTransformer) -> list[CacheState]:
     states = [attention_of(model, layer)._streaming_state for layer in range(LAYERS)]
     return [state.cache for state in states if isinstance(state, PatchedState)]
@@ -75,8 +71,8 @@ def caches_of(model: StreamingTransformer) -> list[CacheState]:
 def fast_weights(model: StreamingTransformer, handle: Patch) -> dict[str, float]:
     """The largest fast weights of any head: |W2|, a column of W1 beside its start, |G|."""
     found = {"w2": 0.0, "w1_column": 0.0, "grad": 0.0}
-    for cache, state in zip(handle.caches.values(), caches_of(model), strict=True):
-        start, memory = cache.memory.fast.w1.double().norm(dim=-2), state.memory
+    for slow, state in zip(memories_of(handle), caches_of(model), strict=True):
+        start, memory = slow.fast.w1.double().norm(dim=-2), state.memory
         figures = {
             "w2": memory["w2"].norm(dim=(-1, -2)),
             "w1_column": memory["w1"].double().norm(dim=-2) / start,
@@ -90,7 +86,7 @@ def w2_bound(handle: Patch) -> float:
     """The bound of docs/semantics.md: max(sqrt(n d), |W2 at version 0|) + C sqrt(d)."""
     config = handle.config
     cap = (config.hidden_dim * config.memory_dim) ** 0.5
-    first = max(float(c.memory.fast.w2.norm(dim=(-1, -2)).max()) for c in handle.caches.values())
+    first = max(float(m.fast.w2.norm(dim=(-1, -2)).max()) for m in memories_of(handle))
     return max(cap, first) + config.chunk * config.memory_dim**0.5
 
 
@@ -117,9 +113,8 @@ def soak(model: StreamingTransformer, handle: Patch, steps: int, seed: int) -> d
 def fresh_state(model: StreamingTransformer, steps: int, seed: int) -> States:
     """A state of its own after a few steps."""
     with model.streaming(1):
-        for frames in inputs(steps, seed):
-            for frame in frames:
-                model(frame)
+        for frame in (frame for frames in inputs(steps, seed) for frame in frames):
+            model(frame)
         return model.get_streaming_state()
 
 
@@ -131,60 +126,59 @@ def race(model: StreamingTransformer, one: States, two: States, pairs: int, seed
     chunk, so that neither state always meets a chunk's end first.
     """
     times: tuple[list[int], list[int]] = ([], [])
-    done = 0
-    for frames in inputs(pairs, seed):
-        for frame in frames:
-            first = (done + done // 8) % 2
-            for arm in (first, 1 - first):
-                model.set_streaming_state((one, two)[arm])
-                began = time.perf_counter_ns()
-                model(frame)
-                times[arm].append(time.perf_counter_ns() - began)
-            done += 1
+    frames = (frame for block in inputs(pairs, seed) for frame in block)
+    for done, frame in enumerate(frames):
+        first = (done + done // 8) % 2
+        for arm in (first, 1 - first):
+            model.set_streaming_state((one, two)[arm])
+            began = time.perf_counter_ns()
+            model(frame)
+            times[arm].append(time.perf_counter_ns() - began)
     medians = [statistics.median(arm) / 1e6 for arm in times]
     quartiles = [[q / 1e6 for q in statistics.quantiles(arm)] for arm in times]
     return {"medians_ms": medians, "quartiles_ms": quartiles, "ratio": medians[0] / medians[1]}
 
 
 @torch.no_grad()
-def run(steps: int, seed: int, pairs: int) -> tuple[list[Line], dict[str, Any], dict[str, Any]]:
+def run(steps: int, seed: int, pairs: int) -> tuple[list[Line], States, States]:
     """Lines of the table, details for the JSON, settings."""
     model, handle = build(seed)
     with model.streaming(1):
         log = soak(model, handle, steps, seed + 1)
-        state_not_finite = sum(
-            int((~tensor.isfinite()).sum())
-            for cache in caches_of(model)
-            for _, tensor in cache.tensors()
-        )
+        states = [tensor for cache in caches_of(model) for _, tensor in cache.tensors()]
         old = model.get_streaming_state()
+    log["state_not_finite"] = sum(int((~tensor.isfinite()).sum()) for tensor in states)
     # The same phase in the chunk as the old state, so that both publish in the same steps.
     young = YOUNG + steps % handle.config.chunk
     fresh, other = (fresh_state(model, young, seed + 2) for _ in range(2))
     model.set_streaming_state(fresh)
-    null = race(model, fresh, other, pairs, seed + 3)
-    aged = race(model, old, fresh, pairs, seed + 4)
-    log |= {"null": null, "aged": aged}
+    log["null"] = race(model, fresh, other, pairs, seed + 3)
+    log["aged"] = race(model, old, fresh, pairs, seed + 4)
+    settings = {"pairs": pairs, "young": young, **asdict(handle.config)}
+    return lines_of(log, steps, w2_bound(handle)), log, settings
+
+
+def lines_of(log: States, steps: int, bound: float) -> list[Line]:
     settled = log["rss"][int(len(log["rss"]) * WARM_UP) :]
-    weights = {name: max(w[name] for w in log["weights"]) for name in log["weights"][0]}
-    lines = [
+    last, aged = log["weights"][-1], log["aged"]
+    weights = {name: max(looked[name] for looked in log["weights"]) for name in last}
+    return [
         Line("steps", steps),
         Line("outputs not finite", log["not_finite"], "", 0),
-        Line("state elements not finite at the end", state_not_finite, "", 0),
+        Line("state elements not finite at the end", log["state_not_finite"], "", 0),
         Line("RSS after warm-up", settled[0] / 1e6, "MB"),
         Line("RSS at the end", settled[-1] / 1e6, "MB"),
         Line("RSS growth, largest after warm-up", (max(settled) - settled[0]) / 1e6, "MB", 1.0),
-        Line("|W2| of a head, largest ever seen", weights["w2"], "", w2_bound(handle)),
-        Line("|W2| of a head at the end", log["weights"][-1]["w2"], "", w2_bound(handle)),
+        Line("|W2| of a head, largest seen", weights["w2"], "", bound),
+        Line("|W2| of a head at the end", last["w2"], "", bound),
         # The bound is 1; the columns are scaled in float32.
         Line("column of W1 / its start, largest", weights["w1_column"], "", 1 + 1e-6),
         Line("|G| of a head, largest seen", weights["grad"]),
         Line("step, old state", aged["medians_ms"][0], "ms"),
         Line("step, fresh state", aged["medians_ms"][1], "ms"),
         Line("step, old / fresh", aged["ratio"], "", 1.02),
-        Line("step, fresh / fresh (null test)", null["ratio"]),
+        Line("step, fresh / fresh (null test)", log["null"]["ratio"]),
     ]
-    return lines, log, {"pairs": pairs, "young": young, **asdict(handle.config)}
 
 
 def main() -> None:

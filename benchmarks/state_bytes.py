@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Line, environment, publish, quiet_process
+from common import Line, environment, publish, quiet_process, transformer
 from moshi.models.loaders import get_moshi_lm
-from moshi.modules.transformer import StreamingTransformer
 from torch import Tensor
 
 import ttt_cache
 from ttt_cache.patch import PatchedState, attention_of
 from ttt_cache.report import Report
 
-DIM, HEADS, CONTEXT = 4096, 32, 3000
+DIM, HEADS = 4096, 32
 SETTINGS: dict[str, Any] = {"recent": 100, "virtual": 10}
 TOP = range(25, 32)
 STEPS = 120  # past the first evictions, so that nothing is left to be allocated later
@@ -57,18 +56,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 def one_layer(batch_size: int, seed: int) -> tuple[int, dict[str, int]]:
     """Bytes allocated by one layer of Moshi 7B's width in bf16: stock, and patched by tensor."""
     torch.manual_seed(seed)
-    model = StreamingTransformer(
-        d_model=DIM,
-        num_heads=HEADS,
-        num_layers=1,
-        dim_feedforward=64,  # not part of the state
-        causal=True,
-        context=CONTEXT,
-        positional_embedding="rope",
-        norm="rms_norm_f32",
-        gating="silu",
-        dtype=torch.bfloat16,
-    ).eval()
+    model = transformer(DIM, HEADS, 1, hidden=64, dtype=torch.bfloat16)
     with model.streaming(batch_size):
         state = attention_of(model, 0)._streaming_state
         assert state is not None and state.kv_cache is not None
