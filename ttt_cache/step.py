@@ -33,7 +33,7 @@ def step(
     Args:
         q, k, v: before RoPE, `[B, H, 1, D]` and `[B, Hkv, 1, D]`.
         x: hidden states `[B, 1, dim]`.
-        mask: bool `[B]`. Other rows get a finite output without meaning and keep their state.
+        mask: bool `[B]`. Other rows get an output without meaning and keep their state.
 
     Returns:
         `[B, H, 1, D]`.
