@@ -142,5 +142,5 @@ def _library() -> dict[str, Any]:
 
     return {
         "commit": git("log", "-1", "--format=%H"),
-        "changed": bool(git("status", "--porcelain")),
+        "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
     }

@@ -24,8 +24,9 @@ from torch import Tensor
 
 import ttt_cache
 from ttt_cache.memory.ttt_mlp import TTTMLP
-from ttt_cache.patch import Patch, PatchedState, attention_of
+from ttt_cache.patch import Patch, PatchedState
 from ttt_cache.state import CacheState
+from ttt_cache.targets import attention_of
 
 DIM, LAYERS, HEADS = 64, 2, 4
 BLOCK = 1000  # steps between two looks at memory and weights

@@ -19,8 +19,9 @@ from moshi.models.loaders import get_moshi_lm
 from torch import Tensor
 
 import ttt_cache
-from ttt_cache.patch import PatchedState, attention_of
+from ttt_cache.patch import PatchedState
 from ttt_cache.report import Report
+from ttt_cache.targets import attention_of
 
 DIM, HEADS = 4096, 32
 SETTINGS: dict[str, Any] = {"recent": 100, "virtual": 10}

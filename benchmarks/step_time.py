@@ -24,7 +24,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import ttt_cache
-from ttt_cache.patch import attention_of
+from ttt_cache.targets import attention_of
 
 DIM, HEADS, RECENT, CHUNK = 4096, 32, 100, 8
 SETTINGS: dict[str, dict[str, Any]] = {
