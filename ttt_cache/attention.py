@@ -75,7 +75,8 @@ class Gate(nn.Module):
         if self.kind == "residual":
             scale = torch.tanh(self._per_head(q))
             return on_recent.to(dtype), (scale * on_virtual).to(dtype)
-        alpha = torch.where(written, self._alpha(q), 1.0)
+        # A tensor: of two Python numbers `where` would make float32, too narrow for float64.
+        alpha = torch.where(written, self._alpha(q), on_recent.new_ones(()))
         return (alpha * on_recent).to(dtype), ((1 - alpha) * on_virtual).to(dtype)
 
     def _alpha(self, q: Tensor) -> Tensor | float:
