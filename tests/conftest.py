@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # Moshi reads it on import
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 torch.set_num_threads(1)
 
@@ -16,4 +16,6 @@ settings.register_profile(
     "ci", deadline=None, max_examples=30, derandomize=True, suppress_health_check=slow
 )
 settings.register_profile("search", deadline=None, max_examples=300, suppress_health_check=slow)
+# For planted faults: finding one is enough, the smallest example is not needed.
+settings.register_profile("mutants", settings.get_profile("ci"), phases=[Phase.generate])
 settings.load_profile("ci")

@@ -78,9 +78,13 @@ class Memory(nn.Module, abc.ABC):
 
 
 def matmul_heads(x: Tensor, weight: Tensor) -> Tensor:
-    """`[B, Hkv, *, D] @ [Hkv, D, E]` -> `[B, Hkv, *, E]`, one matrix per key head."""
-    flat = x.flatten(2, -2) @ weight
-    return flat.unflatten(2, x.shape[2:-1])
+    """`[B, Hkv, *, D] @ [Hkv, D, E]` -> `[B, Hkv, *, E]`, one matrix per key head.
+
+    Rows are folded into one product per head: broadcasting would copy the matrices for each row.
+    """
+    by_head = x.transpose(0, 1)
+    product = by_head.flatten(1, -2) @ weight
+    return product.unflatten(1, by_head.shape[1:-1]).transpose(0, 1)
 
 
 def wide(dtype: torch.dtype | None) -> torch.dtype:
