@@ -18,9 +18,9 @@ from ttt_cache.patch import Patch, patch
 class Size:
     """What of Moshi 7B is made smaller; all else, as delays, context and norms, is Moshi's own."""
 
-    dim: int = 768
+    dim: int = 640
     num_layers: int = 2
-    num_heads: int = 6  # of 128, as in Moshi 7B
+    num_heads: int = 5  # of 128, as in Moshi 7B
     text_card: int = 2000
     depformer_dim: int = 64
     depformer_num_heads: int = 1

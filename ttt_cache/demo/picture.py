@@ -29,7 +29,7 @@ def draw(record: Record, context: int, subtitle: str, path: Path) -> None:
     minutes = record.frames * FRAME_SECONDS / 60
     length = f"{minutes:.3g} minutes" if minutes >= 1 else f"{minutes * 60:.3g} seconds"
     figure.suptitle(
-        f"{length} with Moshi: {sizes[0]:.1f} MB of state stock, {sizes[1]:.1f} MB patched",
+        f"{length} with a small Moshi: {sizes[0]:.1f} MB of state, patched {sizes[1]:.1f} MB",
         fontsize=15,
         fontweight="bold",
     )
@@ -74,13 +74,13 @@ def _draw_times(axes: Axes, record: Record) -> None:
         median, p99 = np.array([np.percentile(part, [50, 99]) for part in parts]).T
         axes.plot(middle, median, color=colour, lw=2.5, label=f"{name}, median")
         axes.fill_between(
-            middle, median, p99, color=colour, alpha=0.22, lw=0, label=f"{name}, up to p99"
+            middle, median, p99, color=colour, alpha=0.18, lw=0, label=f"{name}, up to p99"
         )
         highest = max(highest, float(np.percentile(p99, 90)))  # a hiccup must not set the scale
-    axes.set_ylim(0, highest * 1.25)
+    axes.set_ylim(0, highest * 1.4)
     axes.set_title(f"Time per step, in groups of {np.diff(edges).max()} frames")
     axes.set_ylabel("time per step (ms); a frame lasts 80 ms")
-    axes.legend(loc="upper right", ncols=2, frameon=False, fontsize=9)
+    axes.legend(loc="upper right", ncols=2, framealpha=0.9, edgecolor="none", fontsize=9)
 
 
 def _finish(axes: Axes, minutes: float) -> None:

@@ -126,6 +126,10 @@ def _say(plan: Plan, model: LMModel, result: dict[str, Any]) -> None:
             f"Note: {plan.frames} frames are less than the stock context of {context}; nothing has "
             f"been forgotten yet. The default of 6000 is twice the context."
         )
+    console.print(
+        "The patch's own cost per step weighs less the wider the layers are: here "
+        f"{model.dim}, in Moshi 7B 4096."
+    )
     if not plan.depformer:
         console.print(
             "A step is the temporal transformer's, which is what is patched; add --depformer for "

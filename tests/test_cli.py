@@ -1,0 +1,277 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import wave
+from functools import partial
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ttt_cache import CacheConfig, __version__
+from ttt_cache.cli import main
+from ttt_cache.cli.options import parse_layers
+from ttt_cache.demo import pair
+
+CONTEXT = 24
+SMALL = {"dim": 32, "num_heads": 2, "num_layers": 4, "context": 40, "text_card": 50}
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Demo models of a few kilobytes; Mimi keeps its size."""
+    size = partial(pair.Size, dim=64, num_heads=2, text_card=50, context=CONTEXT)
+    monkeypatch.setattr(pair, "Size", size)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A Moshi config.json with keys that are not LMModel's, as in Kyutai's repositories."""
+    from moshi.models.loaders import _lm_kwargs
+
+    extra = {"moshi_name": "x.safetensors", "lm_gen_config": {"temp": 0.7}, "lora": False}
+    depth = {"depformer_dim": 16, "depformer_num_heads": 1, "depformer_num_layers": 1}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(_lm_kwargs | SMALL | depth | extra))
+    return path
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def write_wav(path: Path, samples: int, channels: int = 1, rate: int = 24000) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        tone = [int(9000 * ((7 * t) % 100 - 50) / 50) for t in range(samples)]
+        file.writeframes(b"".join(v.to_bytes(2, "little", signed=True) * channels for v in tone))
+    return path
+
+
+def demo(out: Path, *arguments: object) -> tuple[dict, str]:
+    result = call("demo", *arguments, "--out", out, "--recent", 8, "--chunk", 4, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in out.iterdir()) == ["demo.json", "demo.png"]
+    return json.loads((out / "demo.json").read_text()), result.stdout
+
+
+def test_demo_with_the_shipped_clip(tmp_path: Path) -> None:
+    found, printed = demo(tmp_path / "a" / "b", "--frames", 40, "--seed", 3)
+    assert found["frames"] == 40 and found["seed"] == 3 and found["clip_frames"] == 119
+    assert found["settings"]["recent"] == 8
+    assert found["samples"]["frame"] == [0, 40]
+    for name in ("stock", "patched"):
+        figures = found[name]
+        sizes = found["samples"][f"{name}_state_bytes"]
+        assert figures["state_bytes_start"] == figures["state_bytes_end"] == sizes[0] == sizes[-1]
+        assert f"{figures['state_bytes_end']:,}" in printed
+        for span in ("first", "last"):
+            median, p99 = figures[f"{span}_median_ms"], figures[f"{span}_p99_ms"]
+            assert 0 < median <= p99
+            assert f"{median:.2f} / {p99:.2f}" in printed
+        assert figures["real_time_factor"] == pytest.approx(figures["last_median_ms"] / 80)
+    # Same weights, same draws: nothing has left the window of 8 + 4 - 1 frames so far.
+    assert found["frames_with_the_same_text"] >= 8 + 4 - 1
+    assert "not quality of speech" in printed
+    assert "less than the stock context" not in printed  # 40 frames, context 24
+
+
+def test_demo_with_stereo_at_another_rate(tmp_path: Path) -> None:
+    clip = write_wav(tmp_path / "stereo.wav", 16000, channels=2, rate=16000)
+    found, printed = demo(tmp_path / "out", clip, "--frames", 20, "--memory", "mean")
+    assert found["clip"] == "stereo.wav" and found["clip_frames"] == 12  # 1 s, whole frames of it
+    assert "less than the stock context of 24" in printed
+
+
+def test_demo_of_one_frame_with_the_depformer(tmp_path: Path) -> None:
+    found, _ = demo(tmp_path, "--frames", 1, "--depformer")
+    assert found["model"]["depformer_runs"] and found["frames_with_the_same_text"] == 1
+
+
+def test_demo_is_reproducible(tmp_path: Path) -> None:
+    from ttt_cache.demo.clip import encode, read_clip
+
+    codes = [encode(read_clip(None)[..., : 10 * 1920], seed, "cpu") for seed in (0, 0, 1)]
+    assert codes[0].shape == (1, 8, 10)
+    assert codes[0].equal(codes[1]) and not codes[0].equal(codes[2])
+    assert all(len(stream.unique()) > 1 for stream in codes[0][0])  # no codebook is at zero
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["missing.wav"], "WAV must be a file to read, got missing.wav: No such file"),
+        (["."], "WAV must be a file to read, got .: Is a directory"),
+        (["text.wav"], "WAV must be a sound file, got text.wav"),
+        (["empty.wav"], "WAV must be a sound file, got empty.wav"),
+        (["silent.wav"], "WAV must last 0.08 s (one frame) or longer, got 0.000 s"),
+        (["short.wav"], "WAV must last 0.08 s (one frame) or longer, got 0.042 s"),
+        (["--frames", "0"], "--frames must be at least 1, got 0"),
+        (["--frames", "99999999999"], "--frames must be at most 10000000, got 99999999999"),
+        (["--frames", "many"], "'--frames': must be a whole number, got 'many'"),
+        (["--recent", "0"], "recent must be at least 1, got 0"),
+        (["--recent", "24"], "recent + chunk - 1 must be within the context 24"),
+        (["--memory", "brain"], "memory must be one of ttt-mlp"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--device", "abacus"], "--device must be one of cpu"),
+        (["--out", "text.wav"], "--out must be a folder, got text.wav"),
+    ],
+)
+def test_demo_refuses(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.wav").write_text("not a sound")
+    (tmp_path / "empty.wav").touch()
+    write_wav(tmp_path / "silent.wav", 0)
+    write_wav(tmp_path / "short.wav", 1000)
+    before = sorted(tmp_path.iterdir())
+    refused(call("demo", *arguments), says)
+    assert not list(tmp_path.rglob("demo.*"))
+    assert set(before) <= set(tmp_path.iterdir())
+
+
+def refused(result: Result, says: str) -> None:
+    assert result.exit_code == 2
+    assert says in plain(result.stderr)
+    assert "Traceback" not in result.stderr and result.stdout == ""
+
+
+def test_an_interrupted_demo_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttt_cache.demo.conversation import Arm
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Arm, "step", interrupt)
+    result = call("demo", "--out", tmp_path, "--recent", 8)
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    from ttt_cache.demo.files import write_whole
+
+    target = tmp_path / "a.txt"
+    write_whole(target, lambda path: path.write_text("old"))
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(target, fail)
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_report_of_moshi_7b() -> None:
+    result = call("report", "--layers", "25-31", "--batch-size", 2)
+    assert result.exit_code == 0, result.output
+    assert "batch size 2" in result.stdout
+    assert "0-24, each (stock)" in result.stdout and "25-31, each" in result.stdout
+    assert "3,145.7" in result.stdout  # two rings of 32 x 3000 x 4096 x 2 x 2 bytes
+
+
+@pytest.mark.parametrize(
+    ("layers", "patched", "stock"),
+    [
+        ("all", ["0-3, each "], []),
+        ("1-2", ["1-2, each "], ["0 (stock)", "3 (stock)"]),
+        ("0,2-3", ["0 ", "2-3, each "], ["1 (stock)"]),
+        ("-1", ["3 "], ["0-2, each (stock)"]),
+    ],
+)
+def test_report_of_layers(
+    layers: str, patched: list[str], stock: list[str], config_file: Path
+) -> None:
+    result = call("report", "--config-path", config_file, "--layers", layers, "--recent", 8)
+    assert result.exit_code == 0, result.output
+    rows = [row for row in result.stdout.splitlines() if "│" in row and "total" not in row]
+    labels = [row.split("│")[1].strip() for row in rows]
+    assert sorted(labels) == sorted(label.strip() for label in patched + stock)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--layers", "4"], "layers must be between -4 and 3 for a transformer of 4 layers, got 4"),
+        (["--layers", "top"], "--layers must be 'all', layers or spans"),
+        (["--layers", "3-1"], "--layers must name spans upwards"),
+        (["--layers", "0-99999999999"], "of at most 1000 layers"),
+        (["--layers", "1,1"], "layers must name each layer once, got 1"),
+        (["--layers", ""], "--layers must be 'all'"),
+        (["--recent", "-5"], "recent must be at least 1, got -5"),
+        (["--recent", "40"], "recent + chunk - 1 must be within the context 40"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--batch-size", "2.5"], "'--batch-size': must be a whole number, got '2.5'"),
+        (["--config-path", "none.json"], "--config-path none.json cannot be read as JSON"),
+        (["--config-path", "list.json"], "--config-path list.json must hold a JSON object"),
+        (["--config-path", "odd.json"], "--config-path does not describe a Moshi model"),
+    ],
+)
+def test_report_refuses(
+    arguments: list[str],
+    says: str,
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[1]")
+    Path("odd.json").write_text('{"dim": 32, "wheels": 4}')
+    given = [] if "--config-path" in arguments else ["--config-path", config_file]
+    refused(call("report", *given, *arguments), says)
+
+
+def test_layers_as_text() -> None:
+    assert parse_layers("all") is None
+    assert parse_layers("0, 3,25-27,-1") == (0, 3, 25, 26, 27, -1)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("demo", "frames recent virtual chunk memory depformer seed threads device out"),
+        (
+            "report",
+            "layers recent virtual chunk sinks memory memory-heads memory-dim hidden-dim "
+            "batch-size config-path",
+        ),
+    ],
+)
+def test_help_names_every_option_and_the_defaults_of_the_library(
+    command: str, options: str
+) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    text = plain(result.stdout)
+    listed = text.split("Options")[1]
+    named = set(re.findall(r"(?<= )--([a-z-]+)", listed))
+    assert named == {*options.split(), "help"}
+    assert "Example: ttt-cache " + command in text
+    config = CacheConfig()
+    for option in options.split():
+        default = getattr(config, option.replace("-", "_"), None)
+        if default is not None and option != "layers":
+            row = listed.split(f" --{option} ")[1].split(" --")[0]
+            assert f"[default: ({default})]" in row
+
+
+def test_the_root_lists_its_commands_and_its_version() -> None:
+    text = plain(call("--help").stdout)
+    assert all(word in text for word in ("demo", "report", "--version", "Start with"))
+    assert call("--version").stdout == f"ttt-cache {__version__}\n"
+    assert call("sing").exit_code == 2
