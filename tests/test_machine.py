@@ -3,7 +3,7 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from support import ANY_MEMORY, FLOAT32, Saved, Session, cases, configs, masks
+from support import ANY_MEMORY, Saved, Session, cases, configs, masks
 
 BATCH = 3
 
@@ -12,7 +12,7 @@ class Conversations(RuleBasedStateMachine):
     """Three rows of one batch; `Session` compares what every call executed."""
 
     # ttt-mlp has by far the most state, so half of the runs are for it.
-    @initialize(case=cases(configs(memory=st.just("ttt-mlp") | ANY_MEMORY), dtype=FLOAT32))
+    @initialize(case=cases(configs(memory=st.just("ttt-mlp") | ANY_MEMORY)))
     def start(self, case):
         self.case = case
         self.session = Session(case, case.build_stirred(), BATCH)
