@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -62,7 +63,10 @@ def test_a_bfloat16_model_keeps_float32_fast_weights_on_disk(tmp_path):
     model = tiny_lm().bfloat16()
     ttt_cache.patch(model, **SMALL)
     folder = ttt_cache.save_adapter(model, tmp_path)
-    dtypes = {name.split(".", 2)[2]: t.dtype for name, t in load_file(folder / adapter.WEIGHTS_NAME).items()}
+    dtypes = {
+        name.split(".", 2)[2]: t.dtype
+        for name, t in load_file(folder / adapter.WEIGHTS_NAME).items()
+    }
     assert dtypes["memory.fast.w1"] == torch.float32
     assert dtypes["memory.project"] == torch.bfloat16
 
@@ -81,17 +85,23 @@ def test_a_hub_id_works_where_a_folder_does(saved, monkeypatch):
     assert torch.equal(temporal(other, codes), temporal(model, codes))
 
 
-def test_an_interrupted_save_leaves_the_old_adapter(saved, monkeypatch):
-    folder, model = saved
+@pytest.mark.parametrize("failing", [adapter.WEIGHTS_NAME, adapter.CONFIG_NAME])
+def test_an_interrupted_save_leaves_the_old_adapter(saved, monkeypatch, failing):
+    folder, _ = saved
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    model = tiny_lm()
+    ttt_cache.patch(model, recent=9)
 
-    def full_disk(tensors, path, metadata):
-        path.write_bytes(b"half")
+    def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(adapter, "save_file", full_disk)
+    if failing == adapter.WEIGHTS_NAME:
+        monkeypatch.setattr(adapter, "save_file", full_disk)
+    else:
+        monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(OSError, match="No space left"):
         ttt_cache.save_adapter(model, folder)
+    monkeypatch.undo()
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
@@ -194,6 +204,14 @@ def test_wrong_places(tmp_path, saved):
         ttt_cache.load_adapter(model, folder)
     with pytest.raises(RuntimeError, match="not patched"):
         ttt_cache.save_adapter(tiny_lm(), tmp_path)
+    with pytest.raises(TypeError, match="base_model must be a string"):
+        ttt_cache.save_adapter(model, tmp_path, base_model=tmp_path)
+    with pytest.raises(ValueError, match=r"adapter_config.json: config: recent .* context 5"):
+        ttt_cache.load_adapter(tiny_lm(context=5), folder)
+    abstract = tiny_lm(device="meta")
+    ttt_cache.patch(abstract, **SMALL)
+    with pytest.raises(RuntimeError, match="meta device"):
+        ttt_cache.save_adapter(abstract, tmp_path)
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(NotADirectoryError, match="file"):

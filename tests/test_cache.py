@@ -29,6 +29,8 @@ def inputs(length: int = 5, batch: int = 2, **replaced: torch.Tensor) -> dict[st
         ({"x": torch.zeros(2, 5, 11)}, ValueError, ["x", "[2, 5, 12]"]),
         ({"q": torch.zeros(2, 4, 5, 6, dtype=torch.long)}, TypeError, ["q", "int64"]),
         ({"x": None}, TypeError, ["x", "None"]),
+        ({"q": torch.zeros(2, 4, 5, 6).double()}, TypeError, ["q, k and v", "float64", "float32"]),
+        ({"v": torch.zeros(2, 2, 5, 6).half()}, TypeError, ["q, k and v", "float16"]),
     ],
 )
 def test_wrong_tensors_are_refused_by_both_forms(replaced, error, words):
@@ -52,11 +54,16 @@ def test_wrong_states_and_masks_are_refused():
     with pytest.raises(TypeError, match="state"):
         cache(**inputs(), state={"count": 0})
     state = cache.init_state(2)
-    for mask in (torch.ones(3, dtype=torch.bool), torch.ones(2)):
-        with pytest.raises(ValueError, match="exec_mask must be bool of shape"):
+    with pytest.raises(ValueError, match=r"exec_mask must have shape \[2\], got \[3\]"):
+        cache.stream(**inputs(), state=state, exec_mask=torch.ones(3, dtype=torch.bool))
+    for mask in (torch.ones(2), [True, False]):
+        with pytest.raises(TypeError, match="exec_mask must be a bool tensor"):
             cache.stream(**inputs(), state=state, exec_mask=mask)
-    with pytest.raises(TypeError, match="exec_mask"):
-        cache.stream(**inputs(), state=state, exec_mask=[True, False])
+    with pytest.raises(ValueError, match=r"mask must have shape \[2\], got \[1\]"):
+        state.reset(torch.tensor([True]))
+    for mask in (torch.tensor([1, 0]), [True, False]):
+        with pytest.raises(TypeError, match="mask must be a bool tensor"):
+            state.reset(mask)
     assert not any(t.any() for _, t in state.tensors())
     for batch in (0, -1):
         with pytest.raises(ValueError, match="batch_size"):
@@ -71,6 +78,8 @@ def test_wrong_states_and_masks_are_refused():
         ({"head_dim": 2.0}, TypeError, "head_dim"),
         ({"kv_heads": 3}, ValueError, "kv_heads"),
         ({"config": {"recent": 4}}, TypeError, "config"),
+        ({"rope": 5}, TypeError, "rope"),
+        ({"dtype": torch.int32}, TypeError, "dtype"),
         ({"config": CacheConfig(recent={0: 4})}, TypeError, "recent"),
         ({"config": CacheConfig(virtual={0: 4})}, TypeError, "virtual"),
         ({"config": CacheConfig(gate={0: "head"})}, TypeError, "gate"),
@@ -79,6 +88,47 @@ def test_wrong_states_and_masks_are_refused():
 def test_wrong_sizes_are_refused(changes, error, word):
     with pytest.raises(error, match=word):
         HierarchicalCache(**({"config": SMALL} | SIZES | changes))
+
+
+@pytest.mark.parametrize(
+    "other", [{"sinks": 2}, {"hidden_dim": 7}, {"virtual": 3}, {"memory": "mean"}, {"chunk": 4}]
+)
+def test_states_of_other_caches_are_refused(other):
+    cache = HierarchicalCache(SMALL, **SIZES)
+    foreign = HierarchicalCache(CacheConfig(**(SMALL.to_json() | other)), **SIZES).init_state(2)
+    for call in (cache, cache.stream):
+        with pytest.raises(ValueError, match="state must hold"):
+            call(**inputs(1), state=foreign)
+    assert not any(t.any() for _, t in foreign.tensors())
+
+
+def test_inputs_in_another_dtype_than_the_state_are_refused():
+    cache = HierarchicalCache(SMALL, **SIZES)
+    state = cache.init_state(2)
+    wide = {name: tensor.double() for name, tensor in inputs(1).items()}
+    for call in (cache, cache.stream):
+        with pytest.raises(TypeError, match=r"q, k and v must be torch.float32"):
+            call(**wide, state=state)
+    assert not any(t.any() for _, t in state.tensors())
+
+
+def test_float16_scores_and_projections_do_not_overflow():
+    sizes = SIZES | {"head_dim": 64, "num_heads": 2}
+    cache = HierarchicalCache(SMALL, **sizes, dtype=torch.float16)
+    big = torch.full((1, 2, 9, 64), 40.0, dtype=torch.float16)
+    x = torch.full((1, 9, 12), 6e4, dtype=torch.float16)
+    y, state = cache(big, big, big, x)
+    assert y.isfinite().all()
+    assert all(t.isfinite().all() for _, t in state.tensors() if t.dtype == torch.float32)
+
+
+def test_both_forms_run_on_the_meta_device():
+    cache = HierarchicalCache(SMALL, **SIZES, device="meta")
+    given = {name: tensor.to("meta") for name, tensor in inputs(9).items()}
+    y, state = cache(**given)
+    one = {name: t[..., :1, :] for name, t in given.items()}
+    assert y.shape == (2, 4, 9, 6)
+    assert cache.stream(**one, state=state).shape == (2, 4, 1, 6)
 
 
 @pytest.mark.parametrize("memory", ttt_cache.config.MEMORIES)

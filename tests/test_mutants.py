@@ -79,7 +79,15 @@ MUTANTS = {
         "memory/ttt_mlp.py", "return super()._apply(keep_wide, recurse)",
         "return super()._apply(fn, recurse)",
     ),
-    "mean over one token too many": ("memory/mean.py", 'seen = state["seen"] + 1', "seen = 2 + state['seen']"),
+    "mean over one token too many": (
+        "memory/mean.py", 'seen = state["seen"] + 1', "seen = 2 + state['seen']",
+    ),
+    "blocks that see too short a history": (
+        "span.py", "else window.capacity", "else window.recent - 1",
+    ),
+    "second block without the tokens of the first": (
+        "span.py", "count is None and blocks == 1", "count is None",
+    ),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -152,6 +153,16 @@ def test_deepcopy_of_a_patched_model_is_independent():
     assert torch.equal(temporal(twin, codes), temporal(model, codes))
 
 
+def test_a_copy_of_the_transformer_does_not_bring_the_model_along():
+    model = tiny_lm()
+    plain = len(pickle.dumps(model.transformer))
+    ttt_cache.patch(model, layers=[0], **SMALL)
+    adapter = sum(p.numel() * p.element_size() for p in ttt_cache.adapter_parameters(model))
+    assert len(pickle.dumps(model.transformer)) < plain + adapter + 10_000
+    twin = pickle.loads(pickle.dumps(model.transformer))
+    ttt_cache.unpatch(twin)
+
+
 def test_dtype_changes_leave_the_fast_weights():
     model = tiny_lm()
     handle = ttt_cache.patch(model, **SMALL)
@@ -180,7 +191,9 @@ def test_autocast_does_not_narrow_the_inner_update():
     assert all(t.dtype == torch.float32 for t in state.memory.values())
     ring = cache.init_state(2)
     with torch.autocast("cpu", torch.bfloat16):
-        for one, hidden in zip(torch.stack([q, k, v]).split(1, dim=3), x.split(1, dim=1), strict=True):
+        for one, hidden in zip(
+            torch.stack([q, k, v]).split(1, dim=3), x.split(1, dim=1), strict=True
+        ):
             cache.stream(*one, hidden, ring)
     assert all(t.dtype == torch.float32 for t in ring.memory.values())
 
@@ -206,6 +219,10 @@ def test_autocast_does_not_narrow_the_inner_update():
         ({"recent": {0: 5}}, ValueError, ["recent", "exactly the patched layers"]),
         ({"recent": {0: 5, 1: 5, 7: 5}}, ValueError, ["recent", "7"]),
         ({"recent": {}}, ValueError, ["recent"]),
+        ({"recent": {0: 5, -3: 6, 1: 4, 2: 4}}, ValueError, ["recent", "once"]),
+        ({"recent": {0: 5, "0": 6, 1: 4, 2: 4}}, ValueError, ["recent", "once"]),
+        ({"recent": {"first": 5}}, TypeError, ["recent", "'first'"]),
+        ({"layers": {0: 1}}, TypeError, ["layers"]),
         ({"recent": {0: 5, 1: 0, 2: 5}}, ValueError, ["recent", "1", "0"]),
         ({"virtual": 0}, ValueError, ["virtual", "0"]),
         ({"chunk": 0}, ValueError, ["chunk", "0"]),
@@ -289,6 +306,11 @@ def test_patching_twice_or_while_streaming_is_refused():
         with pytest.raises(RuntimeError, match="streaming"):
             ttt_cache.unpatch(model)
     handle.remove()
+    model.transformer.set_streaming_detached(True)
+    with model.streaming(1), pytest.raises(RuntimeError, match="streaming"):
+        ttt_cache.patch(model, **SMALL)
+    model.transformer.set_streaming_detached(False)
+    model._cached_children = None
     with LMGen(model).streaming(1):
         before = fingerprint(model)
         with pytest.raises(RuntimeError, match="streaming"):

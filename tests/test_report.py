@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import SMALL, tiny_lm
 from moshi.models.loaders import get_moshi_lm
+from moshi.modules.transformer import StreamingTransformer
 from torch import nn
 
 import ttt_cache
@@ -62,5 +63,7 @@ def test_bad_input():
         ttt_cache.report(model, batch_size=1.5)
     with pytest.raises(ValueError, match="layer 0 has no context"):
         ttt_cache.report(tiny_lm(context=None))
+    with pytest.raises(ValueError, match="layer 0 has no self-attention"):
+        ttt_cache.report(StreamingTransformer(8, 2, 1, 16, context=9, skip_self_attn=True))
     with pytest.raises(ValueError, match="holds 0"):
         ttt_cache.report(nn.Linear(2, 2))

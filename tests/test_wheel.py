@@ -76,7 +76,9 @@ def test_the_installed_wheel_works_elsewhere(wheel, tmp_path):
     site = Path(run(python, "-c", where, cwd=tmp_path).strip())
     # The same packages, but as a plain path: the editable install's import hook stays behind.
     (site / "same_packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel, cwd=tmp_path)
+    run(
+        sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel, cwd=tmp_path
+    )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert run(python, "-c", USE, cwd=elsewhere).startswith("used")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import CacheConfig
+from .files import write_whole
 from .patch import Patch, prepare, require_patch
 from .targets import attention_of, find_transformer
 
@@ -31,7 +30,8 @@ def save_adapter(
 ) -> Path:
     """Write the adapter of a patched model into `folder`, which is made if needed.
 
-    Each file is replaced atomically; an adapter that is already there survives an interruption.
+    Both files are written beside their places and then renamed: an error or a kill while writing
+    leaves an adapter that is already there as it was.
 
     Args:
         base_model: name of the model that the adapter was trained on, for the record.
@@ -40,10 +40,15 @@ def save_adapter(
         the folder.
 
     Raises:
-        RuntimeError: the model is not patched.
+        RuntimeError: the model is not patched, or on the `meta` device.
         NotADirectoryError: `folder` is a file.
+        TypeError: `base_model` is not a string.
     """
     handle = require_patch(model)
+    if base_model is not None and not isinstance(base_model, str):
+        raise TypeError(f"base_model must be a string or None, got {base_model!r}")
+    if any(tensor.is_meta for tensor in _tensors(handle).values()):
+        raise RuntimeError("model is on the meta device: its adapter has no weights to save")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"folder must be a directory, got the file {folder}")
@@ -58,8 +63,12 @@ def save_adapter(
     text = json.dumps(described, indent=2)
     tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(handle).items()}
     # The description travels in both files, so that a mixture of two adapters is noticed.
-    _replace(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, {"adapter": text}))
-    _replace(folder / CONFIG_NAME, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    write_whole(
+        {
+            folder / WEIGHTS_NAME: lambda path: save_file(tensors, path, {"adapter": text}),
+            folder / CONFIG_NAME: lambda path: path.write_text(text + "\n", encoding="utf-8"),
+        }
+    )
     return folder
 
 
@@ -85,9 +94,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Patch:
     _check_base(described["base_model"], transformer, config_path)
     try:
         config = CacheConfig.from_fields(described["config"])
+        handle = prepare(model, config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config_path}: config: {error}") from error
-    handle = prepare(model, config)
     _check_tensors(tensors, _tensors(handle), weights_path)
     with torch.no_grad():
         for name, tensor in _tensors(handle).items():
@@ -181,19 +190,3 @@ def _locate(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
             f"folder {folder} is neither a directory nor an adapter on the hub: {error}"
         ) from error
     return config, weights
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path` and rename, so that `path` is the old file or the new one, never half."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,10 @@ class HierarchicalCache(nn.Module):
         if self.num_heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide num_heads={num_heads}, got {kv_heads}")
         self.scale = 1 / math.sqrt(self.head_dim)
+        if rope is not None and not callable(rope):
+            raise TypeError(f"rope must be callable as rope(q, k, offset) or None, got {rope!r}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         self.rope = rope
         factory = {"device": device, "dtype": dtype}
         # Follows `.to()`: where and in which dtype a new state lives.
@@ -84,6 +88,8 @@ class HierarchicalCache(nn.Module):
         if self.memory is not None:
             kind = one_of("gate", config.gate, GATES)
             self.gate = Gate(kind, self.num_heads, self.head_dim, config.alpha, **factory)
+        # Shape of every state tensor without its row: what a state given from outside must have.
+        self.layout = {name: tensor.shape[1:] for name, tensor in self.init_state(1).tensors()}
 
     def init_state(
         self,
@@ -138,7 +144,7 @@ class HierarchicalCache(nn.Module):
         """
         check_inputs(self, q, k, v, x)
         if state is not None:
-            check_state(self, state, q.shape[0])
+            check_state(self, state, q)
         return extend(self, q, k, v, x, state)
 
     @torch.no_grad()
@@ -166,9 +172,9 @@ class HierarchicalCache(nn.Module):
             TypeError, ValueError: as in `forward`, or the mask or the state does not fit.
         """
         check_inputs(self, q, k, v, x)
-        check_state(self, state, q.shape[0])
+        check_state(self, state, q)
         mask = torch.ones_like(state.count, dtype=torch.bool) if exec_mask is None else exec_mask
-        check_mask(mask, state)
+        check_mask("exec_mask", mask, q.shape[0])
         if q.shape[2] == 1:
             return step(self, q, k, v, x, state, mask)
         y, new = extend(self, q, k, v, x, state)
@@ -196,6 +202,8 @@ class HierarchicalCache(nn.Module):
     @staticmethod
     def full_precision(device_type: str) -> AbstractContextManager:
         """Autocast must not narrow the inner update."""
+        if not torch.amp.is_autocast_available(device_type):
+            return nullcontext()
         return torch.autocast(device_type, enabled=False)
 
 

@@ -13,20 +13,21 @@ if TYPE_CHECKING:
     from .state import CacheState
 
 
-def whole_number(name: str, value: Any, minimum: int) -> int:
+def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
     """Check an integer setting and return it as an `int`.
 
     Raises:
         TypeError: it is not an integer.
         ValueError: it is below `minimum`.
     """
+    least = "" if minimum is None else f" of at least {minimum}"
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer of at least {minimum}, got {value!r}") from None
-    if number < minimum:
+        raise TypeError(f"{name} must be an integer{least}, got {value!r}") from None
+    if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
 
@@ -46,6 +47,8 @@ def check_inputs(cache: HierarchicalCache, q: Tensor, k: Tensor, v: Tensor, x: T
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {_kind(tensor)}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q, k and v must be of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
     if q.dim() != 4 or q.shape[0] == 0 or q.shape[2] == 0:
         wanted = f"[B, {cache.num_heads}, T, {cache.head_dim}] with B and T at least 1"
         raise ValueError(f"q must have shape {wanted}, got {list(q.shape)}")
@@ -62,33 +65,34 @@ def check_inputs(cache: HierarchicalCache, q: Tensor, k: Tensor, v: Tensor, x: T
             raise ValueError(f"{name} must have shape {shape}, got {list(given[name].shape)}")
 
 
-def check_state(cache: HierarchicalCache, state: CacheState, batch: int) -> None:
+def check_state(cache: HierarchicalCache, state: CacheState, q: Tensor) -> None:
     """Raise `TypeError` or `ValueError` unless the state was made for this cache and batch."""
-    if not hasattr(state, "keys") or not isinstance(getattr(state, "features", None), Tensor):
+    if not hasattr(state, "readout"):
         raise TypeError(f"state must be a CacheState from init_state, got {_kind(state)}")
-    width = 0 if cache.memory is None else cache.memory.width
-    expected = {
-        "keys": [batch, cache.kv_heads, cache.window.capacity, cache.head_dim],
-        "features": [batch, 1, cache.window.recent, width],
-    }
-    for name, shape in expected.items():
-        if (got := list(getattr(state, name).shape)) != shape:
+    shapes = {name: tensor.shape for name, tensor in state.tensors()}
+    for name in shapes.keys() | cache.layout.keys():
+        wanted = torch.Size((q.shape[0], *cache.layout[name])) if name in cache.layout else None
+        if shapes.get(name) != wanted:
+            got = _sizes(shapes.get(name))
             raise ValueError(
-                f"state must hold {name} of shape {shape}, got {got}: "
+                f"state must hold {name} of shape {_sizes(wanted)}, got {got}: "
                 "it was made for another batch size or another cache"
             )
+    if state.keys.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
+        raise TypeError(f"q, k and v must be {state.keys.dtype} as the state is, got {q.dtype}")
 
 
-def check_mask(mask: Tensor, state: CacheState) -> None:
+def check_mask(name: str, mask: Tensor, batch: int) -> None:
     """Raise `TypeError` or `ValueError` unless the mask is one bool per row."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"exec_mask must be a bool tensor, got {_kind(mask)}")
-    if mask.dtype != torch.bool or mask.shape != state.count.shape:
-        raise ValueError(
-            f"exec_mask must be bool of shape {list(state.count.shape)}, "
-            f"got {mask.dtype} of shape {list(mask.shape)}"
-        )
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor, got {_kind(mask)}")
+    if mask.shape != (batch,):
+        raise ValueError(f"{name} must have shape [{batch}], got {list(mask.shape)}")
 
 
 def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else repr(value)
+
+
+def _sizes(shape: torch.Size | None) -> str:
+    return "none" if shape is None else str(list(shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
@@ -37,6 +36,7 @@ class CacheConfig:
         gate: how the two attentions are mixed, see `ttt_cache.attention.Gate`.
         alpha: share of the recent window under `gate="fixed"`, in [0, 1].
         bptt: chunks that gradients travel back through the memory in training; `None` means all.
+            It shortens the path, for stability; memory in training is the same.
 
     Raises:
         TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
@@ -103,9 +103,9 @@ class CacheConfig:
 def _layers(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise TypeError(f"layers must be an iterable of layer indices or None (all), got {value!r}")
-    layers = tuple(_index("layers", layer) for layer in value)
+    layers = tuple(whole_number("layers", layer) for layer in value)
     if not layers:
         raise ValueError("layers must name at least one layer, got none; None means all")
     repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
@@ -114,22 +114,19 @@ def _layers(value: Any) -> tuple[int, ...] | None:
     return layers
 
 
-def _index(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be layer indices (integers), got {value!r}")
-    return operator.index(value)
-
-
 def _per_layer(name: str, value: Any, check: Any) -> Any:
     if not isinstance(value, Mapping):
         return check(name, value)
     if not value:
         raise ValueError(f"{name} must be a value or map each patched layer to one, got {{}}")
-    keys = [int(k) if isinstance(k, str) and k.lstrip("-").isdigit() else k for k in value]
-    return {
-        _index(f"{name} keys", k): check(f"{name}[{k}]", v)
-        for k, v in zip(keys, value.values(), strict=True)
-    }
+    checked = {}
+    for key, item in value.items():
+        is_json = isinstance(key, str) and key.lstrip("-").isdigit()  # JSON keys are strings
+        layer = whole_number(f"{name} keys", int(key) if is_json else key)
+        if layer in checked:
+            raise ValueError(f"{name} must name each layer once, got {layer} more than once")
+        checked[layer] = check(f"{name}[{layer}]", item)
+    return checked
 
 
 def _share(name: str, value: Any) -> float:

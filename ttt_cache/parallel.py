@@ -70,8 +70,8 @@ def _attend(
         return cache.by_key_head(F.pad(x, (0, 0, 0, span.padding)))
 
     q = padded(q)
-    scores = _window_scores(padded(turned_q), keys, span) * cache.scale
-    sink_scores = q @ sinks[0][:, :, None].transpose(-1, -2) * cache.scale
+    scores = _window_scores(padded(turned_q * cache.scale), keys, span)
+    sink_scores = (q * cache.scale) @ sinks[0][:, :, None].transpose(-1, -2)
     hidden = torch.arange(1, sinks[0].shape[2] + 1, device=q.device) > span.gone[..., None]
     sink_scores = sink_scores.masked_fill(hidden[:, None, None], float("-inf"))
     scores = torch.cat([sink_scores, scores], dim=-1)

@@ -116,6 +116,11 @@ class Patch:
         for module in self._never_streamed:
             module._cached_children = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the transformer alone must not bring the rest of the model along.
+        inside = set(self.transformer.modules())
+        return vars(self) | {"_never_streamed": [m for m in self._never_streamed if m in inside]}
+
     def __enter__(self) -> Patch:
         return self
 
@@ -143,6 +148,8 @@ def patch(model: nn.Module, *, config: CacheConfig | None = None, **settings: An
         RuntimeError: the model is patched already, or is streaming.
         Nothing is changed when something is refused.
 
+    New weights are drawn from torch's global generator: seed it before, or again after.
+
     Example:
         >>> handle = ttt_cache.patch(model, layers=range(25, 32), recent=100)
     """
@@ -161,7 +168,7 @@ def prepare(model: nn.Module, config: CacheConfig) -> Patch:
             "model is patched already; call ttt_cache.unpatch(model) first. For other settings in "
             "other layers give recent, virtual or gate as a mapping from layer index to value"
         )
-    refuse_streaming(transformer, "patched")
+    refuse_streaming(model, "patched")
     config = resolve(config, len(transformer.layers))
     assert config.layers is not None
     for layer in config.layers:

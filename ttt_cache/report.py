@@ -86,13 +86,16 @@ def report(model: nn.Module, batch_size: int = 1) -> Report:
         model: as for `ttt_cache.patch`, patched or not.
 
     Raises:
-        TypeError, ValueError: as for `patch`; a layer has no context to size its ring by.
+        TypeError, ValueError: as for `patch`; a layer has no self-attention, or no context to size
+            its ring by.
     """
     whole_number("batch_size", batch_size, 1)
     transformer = find_transformer(model)
     handle = patch_of(transformer)
     rows = []
     for index in range(len(transformer.layers)):
+        if not hasattr(transformer.layers[index], "self_attn"):
+            raise ValueError(f"layer {index} has no self-attention (skip_self_attn)")
         attention = attention_of(transformer, index)
         if attention.context is None:
             raise ValueError(f"layer {index} has no context (context=None), its ring has no size")

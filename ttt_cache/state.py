@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .checks import check_mask
 from .memory import MemoryState
 
 
@@ -58,7 +59,12 @@ class CacheState:
         return self.map(Tensor.clone)
 
     def reset(self, mask: Tensor) -> None:
-        """Erase the rows of `mask` (bool `[B]`), in place."""
+        """Erase the rows of `mask` (bool `[B]`), in place.
+
+        Raises:
+            TypeError, ValueError: the mask is not a bool tensor of that shape.
+        """
+        check_mask("mask", mask, self.count.shape[0])
         for _, tensor in self.tensors():
             tensor.masked_fill_(per_row(mask, tensor), 0)
 

@@ -86,14 +86,15 @@ def _remember(
 def _attend(
     cache: HierarchicalCache, q: Tensor, turned_q: Tensor, state: CacheState, token: Tensor
 ) -> Tensor:
-    window, scale = cache.window, cache.scale
+    window = cache.window
     gone = window.evicted(token)
     visible = recent.ages(token, window.capacity) < (token - gone)[:, None]  # [B, W]
     q, turned_q = cache.by_key_head(q), cache.by_key_head(turned_q)  # [B, Hkv, R, 1, D]
-    scores = turned_q @ state.keys[:, :, None].transpose(-1, -2) * scale
+    # Queries are scaled, not scores: float16 would overflow before the scale brings it back.
+    scores = (turned_q * cache.scale) @ state.keys[:, :, None].transpose(-1, -2)
     values = state.values
     if window.sinks:
-        on_sinks = q @ state.sink_keys[:, :, None].transpose(-1, -2) * scale
+        on_sinks = (q * cache.scale) @ state.sink_keys[:, :, None].transpose(-1, -2)
         scores = torch.cat([scores, on_sinks], dim=-1)
         values = torch.cat([values, state.sink_values], dim=2)
         index = torch.arange(1, window.sinks + 1, device=q.device)

@@ -78,6 +78,8 @@ def resolve(config: CacheConfig, num_layers: int) -> CacheConfig:
         value = getattr(config, name)
         if isinstance(value, Mapping):
             changes[name] = {index(f"{name} keys", k): v for k, v in value.items()}
+            if len(changes[name]) < len(value):
+                raise ValueError(f"{name} must name each layer once, got {sorted(value)}")
             if (got := sorted(changes[name])) != sorted(layers):
                 raise ValueError(f"{name} must map exactly the patched layers {layers}, got {got}")
     return replace(config, **changes)
@@ -121,11 +123,12 @@ def projection_format(attention: StreamingMultiheadAttention) -> tuple[torch.dev
     return weight.device, weight.dtype
 
 
-def refuse_streaming(transformer: StreamingTransformer, verb: str) -> None:
-    """Raise `RuntimeError` if any part of the transformer is streaming."""
-    for name, module in transformer.named_modules():
+def refuse_streaming(model: nn.Module, verb: str) -> None:
+    """Raise `RuntimeError` if any part of the model is streaming."""
+    for name, module in model.named_modules():
         if isinstance(module, StreamingModule) and module.is_streaming:
+            part = name or type(module).__name__
             raise RuntimeError(
-                f"model cannot be {verb} while it is streaming ({name or 'transformer'} is); "
+                f"model cannot be {verb} while it is streaming ({part} is); "
                 "leave the streaming context first"
             )

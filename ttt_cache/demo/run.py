@@ -17,12 +17,12 @@ from moshi.models.lm import LMModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ttt_cache.files import write_whole
 from ttt_cache.version import __version__
 
-from .clip import encode
+from .clip import FRAME, encode
 from .conversation import Record, converse, threads
 from .figures import as_json
-from .files import write_whole
 from .picture import draw
 from .plan import Plan
 from .table import table
@@ -87,7 +87,7 @@ def _circumstances(plan: Plan, model: LMModel) -> dict[str, Any]:
         "threads": plan.threads,
         "seed": plan.seed,
         "clip": plan.name,
-        "clip_frames": plan.clip.shape[-1] // 1920,
+        "clip_frames": plan.clip.shape[-1] // FRAME,
         "settings": asdict(plan.config),
         "model": {
             "dim": model.dim,
@@ -108,9 +108,13 @@ def _write(plan: Plan, model: LMModel, record: Record, result: dict[str, Any]) -
     )
     assert model.context is not None
     context = model.context
-    write_whole(plan.out / "demo.png", lambda path: draw(record, context, subtitle, path))
     text = json.dumps(result, indent=2) + "\n"
-    write_whole(plan.out / "demo.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(
+        {
+            plan.out / "demo.png": lambda path: draw(record, context, subtitle, path),
+            plan.out / "demo.json": lambda path: path.write_text(text, encoding="utf-8"),
+        }
+    )
 
 
 def _say(plan: Plan, model: LMModel, result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from .base import Memory, matmul_heads
 
 
 class LatentMemory(Memory):
-    """Base of memories whose read-out is `[B, M, E]` float32 latents of root mean square near 1.
+    """Base of memories whose read-out is `[B, M, E]` latents, float32 or wider.
 
     Values start at zero, so that a new memory adds nothing; keys start random, so that gradients
     reach everything (never zero both factors of a product).
@@ -42,11 +42,12 @@ class LatentMemory(Memory):
         self.slot_key = nn.Parameter(torch.zeros(kv_heads, head_dim, slots, **factory))
 
     def score(self, q: Tensor, readout: Tensor) -> Tensor:
+        q = q * self.scale
         latents = readout.flatten(2, 3).to(q.dtype)  # [B, G, V * M, E]
         absorbed = matmul_heads(q, self.to_key.to(q.dtype))  # [B, Hkv, R, G, L, E]
         scores = absorbed @ latents.transpose(-1, -2)[:, None, None]
         slots = matmul_heads(q, self.slot_key.to(q.dtype))  # [B, Hkv, R, G, L, M]
-        return (scores + slots.repeat(1, 1, 1, 1, 1, readout.shape[2])) * self.scale
+        return scores + slots.repeat(1, 1, 1, 1, 1, readout.shape[2])
 
     def mix(self, weights: Tensor, readout: Tensor) -> Tensor:
         latents = readout.flatten(2, 3).to(weights.dtype)

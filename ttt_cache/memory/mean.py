@@ -56,7 +56,7 @@ class Mean(Memory):
 
     def score(self, q: Tensor, readout: Tensor) -> Tensor:
         keys, _ = self._split(readout.to(q.dtype))
-        return q @ keys.transpose(-1, -2) * self.scale
+        return (q * self.scale) @ keys.transpose(-1, -2)
 
     def mix(self, weights: Tensor, readout: Tensor) -> Tensor:
         _, values = self._split(readout.to(weights.dtype))

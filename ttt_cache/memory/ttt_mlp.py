@@ -18,6 +18,7 @@ from .base import MemoryState, wide
 from .latent import LatentMemory
 
 EPS = 1e-6
+LARGEST = 1e15  # of a projected feature: its square still fits float32
 
 
 def unit(z: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ class TTTMLP(LatentMemory):
         step = grad * torch.rsqrt(1 + grad.square().sum((-1, -2), keepdim=True))  # norm below 1
         rate = torch.sigmoid(self.fast.step_size)[:, None, None]
         w1 = state["w1"] - rate * step
-        norm = self.fast.w1.square().sum(-2, keepdim=True).sqrt()
+        norm = torch.linalg.vector_norm(self.fast.w1, dim=-2, keepdim=True)
         w1 = w1 * (norm * torch.rsqrt(w1.square().sum(-2, keepdim=True) + EPS))
         w2 = state["w2"]
         size = w2.square().sum((-1, -2), keepdim=True)
@@ -162,7 +163,9 @@ class TTTMLP(LatentMemory):
     def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[B, L, F]` -> unit keys and values `[B, h, L, d]`, rates `[B, h, L, 1]`."""
         both = self.heads * self.head_dim
-        k, v, rate = tokens.to(self.fast.w1.dtype).split([both, both, self.heads], dim=-1)
+        # A float16 projection may overflow to infinity, which the norms would turn into NaN.
+        finite = tokens.to(self.fast.w1.dtype).clamp(-LARGEST, LARGEST)
+        k, v, rate = finite.split([both, both, self.heads], dim=-1)
         k = unit(k.unflatten(-1, (self.heads, -1))).transpose(1, 2)
         v = rms_norm(v.unflatten(-1, (self.heads, -1))).transpose(1, 2)
         eta = torch.sigmoid(rate + self.rate.to(rate.dtype))

@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def write_whole(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write files that belong together.
+
+    Each writer fills a temporary file beside its path. Only when all are complete and on the disk
+    are they renamed into place, one after the other, so an error while writing changes nothing.
+    """
+    temporary: dict[Path, Path] = {}
+    try:
+        for path, write in writers.items():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+            os.close(handle)
+            temporary[path] = Path(name)
+            write(temporary[path])
+            with temporary[path].open("rb") as file:
+                os.fsync(file.fileno())
+            temporary[path].chmod(0o644)  # mkstemp's files are for their owner only
+        for path, written in temporary.items():
+            os.replace(written, path)
+    finally:
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
