@@ -8,6 +8,7 @@ everything and on one that has just begun, alternately, on the same model and in
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import statistics
 import time
@@ -54,9 +55,9 @@ def inputs(steps: int, seed: int) -> Iterator[Tensor]:
         yield frames.normal_(generator=generator)[: steps - start]
 
 
-def resident_bytes() -> int:
+def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def memories_of(handle: Patch) -> list[TTTMLP]:
@@ -73,41 +74,38 @@ def fast_weights(model: StreamingTransformer, handle: Patch) -> dict[str, float]
     """The largest fast weights of any head: |W2|, a column of W1 beside its start, |G|."""
     found = {"w2": 0.0, "w1_column": 0.0, "grad": 0.0}
     for slow, state in zip(memories_of(handle), caches_of(model), strict=True):
-        start, memory = slow.fast.w1.double().norm(dim=-2), state.memory
-        figures = {
-            "w2": memory["w2"].norm(dim=(-1, -2)),
-            "w1_column": memory["w1"].double().norm(dim=-2) / start,
-            "grad": memory["grad"].norm(dim=(-1, -2)),
-        }
+        figures = {name: state.memory[name].norm(dim=(-1, -2)) for name in ("w2", "grad")}
+        start = slow.fast.w1.double().norm(dim=-2)
+        figures["w1_column"] = state.memory["w1"].double().norm(dim=-2) / start
         found = {name: max(found[name], float(figures[name].max())) for name in found}
     return found
 
 
 def w2_bound(handle: Patch) -> float:
     """The bound of docs/semantics.md: max(sqrt(n d), |W2 at version 0|) + C sqrt(d)."""
-    config = handle.config
-    cap = (config.hidden_dim * config.memory_dim) ** 0.5
+    n, d, chunk = handle.config.hidden_dim, handle.config.memory_dim, handle.config.chunk
     first = max(float(m.fast.w2.norm(dim=(-1, -2)).max()) for m in memories_of(handle))
-    return max(cap, first) + config.chunk * config.memory_dim**0.5
+    return max((n * d) ** 0.5, first) + chunk * d**0.5
 
 
 def soak(model: StreamingTransformer, handle: Patch, steps: int, seed: int) -> dict[str, Any]:
     """Stream `steps` random frames; the model must be streaming."""
     outputs = torch.empty(BLOCK, DIM)
-    log: dict[str, Any] = {"not_finite": 0, "rss": [], "ms": [], "weights": []}
+    log: dict[str, Any] = {"not_finite": 0, "rss": [], "held": [], "ms": [], "weights": []}
     with Progress(auto_refresh=False) as progress:
         task = progress.add_task("soak", total=steps)
         for frames in inputs(steps, seed):
             began = time.perf_counter_ns()
             for frame, output in zip(frames, outputs, strict=False):
                 output.copy_(model(frame)[0, 0])
-            spent = time.perf_counter_ns() - began
-            log["ms"].append(spent / len(frames) / 1e6)
+            log["ms"].append((time.perf_counter_ns() - began) / len(frames) / 1e6)
             log["not_finite"] += int((~outputs[: len(frames)].isfinite()).sum())
+            log["rss"].append(resident_mb())
+            # glibc keeps up to 2 MB of what was freed, now more, now less: have it given back.
+            ctypes.CDLL(None).malloc_trim(0)
+            log["held"].append(resident_mb())
             log["weights"].append(fast_weights(model, handle))
-            log["rss"].append(resident_bytes())
-            progress.advance(task, len(frames))
-            progress.refresh()
+            progress.update(task, advance=len(frames), refresh=True)
     return log
 
 
@@ -135,8 +133,8 @@ def race(model: StreamingTransformer, one: States, two: States, pairs: int, seed
             began = time.perf_counter_ns()
             model(frame)
             times[arm].append(time.perf_counter_ns() - began)
-    medians = [statistics.median(arm) / 1e6 for arm in times]
     quartiles = [[q / 1e6 for q in statistics.quantiles(arm)] for arm in times]
+    medians = [middle for _, middle, _ in quartiles]
     return {"medians_ms": medians, "quartiles_ms": quartiles, "ratio": medians[0] / medians[1]}
 
 
@@ -160,16 +158,18 @@ def run(steps: int, seed: int, pairs: int) -> tuple[list[Line], States, States]:
 
 
 def lines_of(log: States, steps: int, bound: float) -> list[Line]:
-    settled = log["rss"][int(len(log["rss"]) * WARM_UP) :]
+    warm = int(len(log["rss"]) * WARM_UP)
+    rss, held = log["rss"][warm:], log["held"][warm:]
     last, aged = log["weights"][-1], log["aged"]
-    weights = {name: max(looked[name] for looked in log["weights"]) for name in last}
+    weights = {name: max(look[name] for look in log["weights"]) for name in last}
     return [
         Line("steps", steps),
         Line("outputs not finite", log["not_finite"], "", 0),
         Line("state elements not finite at the end", log["state_not_finite"], "", 0),
-        Line("RSS after warm-up", settled[0] / 1e6, "MB"),
-        Line("RSS at the end", settled[-1] / 1e6, "MB"),
-        Line("RSS growth, largest after warm-up", (max(settled) - settled[0]) / 1e6, "MB", 1.0),
+        Line("RSS after warm-up", rss[0], "MB"),
+        Line("RSS at the end", rss[-1], "MB"),
+        Line("RSS growth after warm-up, largest", max(rss) - rss[0], "MB", 1.0),
+        Line("the same, freed memory given back", max(held) - held[0], "MB", 1.0),
         Line("|W2| of a head, largest seen", weights["w2"], "", bound),
         Line("|W2| of a head at the end", last["w2"], "", bound),
         # The bound is 1; the columns are scaled in float32.
