@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/ttt-cache demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

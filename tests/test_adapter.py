@@ -59,6 +59,14 @@ def test_only_the_adapter_is_written(saved):
     assert len(names) == len(wanted)
 
 
+def test_the_recorded_name_of_the_base_model_may_be_edited(saved):
+    folder, _ = saved
+    path = folder / adapter.CONFIG_NAME
+    described = json.loads(path.read_text()) | {"base_model_name_or_path": "renamed/moshi"}
+    path.write_text(json.dumps(described))
+    ttt_cache.load_adapter(tiny_lm(), folder)
+
+
 def test_a_bfloat16_model_keeps_float32_fast_weights_on_disk(tmp_path):
     model = tiny_lm().bfloat16()
     ttt_cache.patch(model, **SMALL)
@@ -198,8 +206,9 @@ def test_damaged_or_foreign_adapters_are_refused(saved, damage, error, words):
 
 def test_wrong_places(tmp_path, saved):
     folder, model = saved
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        ttt_cache.load_adapter(tiny_lm(), tmp_path / "nowhere" / "deep" / "down")
+    for nowhere in (tmp_path / "nowhere" / "deep" / "down", "nowhere"):
+        with pytest.raises(FileNotFoundError, match=r"nowhere.*does not exist"):
+            ttt_cache.load_adapter(tiny_lm(), nowhere)
     with pytest.raises(RuntimeError, match="patched already"):
         ttt_cache.load_adapter(model, folder)
     with pytest.raises(RuntimeError, match="not patched"):
@@ -212,6 +221,8 @@ def test_wrong_places(tmp_path, saved):
     ttt_cache.patch(abstract, **SMALL)
     with pytest.raises(RuntimeError, match="meta device"):
         ttt_cache.save_adapter(abstract, tmp_path)
+    with pytest.raises(RuntimeError, match="meta device"):
+        ttt_cache.load_adapter(tiny_lm(device="meta"), folder)
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(NotADirectoryError, match="file"):

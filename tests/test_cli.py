@@ -115,6 +115,8 @@ def test_demo_is_reproducible(tmp_path: Path) -> None:
         (["."], "WAV must be a file to read, got .: Is a directory"),
         (["text.wav"], "WAV must be a sound file, got text.wav"),
         (["empty.wav"], "WAV must be a sound file, got empty.wav"),
+        (["no_rate.wav"], "WAV must be a sound file, got no_rate.wav"),
+        (["huge_rate.wav"], "WAV must have a rate of 1000 to 768000 Hz, got 4000000000"),
         (["silent.wav"], "WAV must last 0.08 s (one frame) or longer, got 0.000 s"),
         (["short.wav"], "WAV must last 0.08 s (one frame) or longer, got 0.042 s"),
         (["--frames", "0"], "--frames must be at least 1, got 0"),
@@ -137,6 +139,10 @@ def test_demo_refuses(
     (tmp_path / "empty.wav").touch()
     write_wav(tmp_path / "silent.wav", 0)
     write_wav(tmp_path / "short.wav", 1000)
+    for name, rate in (("no_rate", 0), ("huge_rate", 4_000_000_000)):
+        header = bytearray((tmp_path / "short.wav").read_bytes())
+        header[24:28] = rate.to_bytes(4, "little")
+        (tmp_path / f"{name}.wav").write_bytes(header)
     before = sorted(tmp_path.iterdir())
     refused(call("demo", *arguments), says)
     assert not list(tmp_path.rglob("demo.*"))
@@ -163,18 +169,20 @@ def test_an_interrupted_demo_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    from ttt_cache.demo.files import write_whole
+    from ttt_cache.files import write_whole
 
-    target = tmp_path / "a.txt"
-    write_whole(target, lambda path: path.write_text("old"))
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    for path in (first, second):
+        write_whole({path: lambda path: path.write_text("old")})
 
     def fail(path: Path) -> None:
         path.write_text("half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_whole(target, fail)
-    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+        write_whole({first: lambda path: path.write_text("new"), second: fail})
+    assert first.read_text() == second.read_text() == "old"
+    assert sorted(tmp_path.iterdir()) == [first, second]
 
 
 def test_report_of_moshi_7b() -> None:

@@ -128,6 +128,24 @@ def test_cross_attention_is_left_alone():
         assert_near(torch.cat(parts, dim=1), expected)
 
 
+def test_the_users_own_error_is_not_hidden_by_one_of_removal():
+    model = tiny_lm()
+    with pytest.raises(KeyError, match="own"), ttt_cache.patch(model, **SMALL):
+        model.streaming_forever(1)
+        raise KeyError("own")
+
+
+def test_a_stock_streaming_state_is_refused_by_a_patched_model():
+    model = tiny_lm()
+    with model.streaming(1):
+        stock = model.get_streaming_state()
+    ttt_cache.patch(model, **SMALL)
+    with model.streaming(1):
+        model.set_streaming_state(stock)
+        with pytest.raises(RuntimeError, match="before the model was patched"):
+            temporal(model, random_codes(model, 1, batch=1))
+
+
 def test_per_layer_settings():
     model = tiny_lm()
     per_layer = {"recent": {0: 5, 2: 9}, "virtual": {0: 1, -1: 4}, "gate": {0: "head", 2: "joint"}}

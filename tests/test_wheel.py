@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,8 +12,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-pytestmark = pytest.mark.xdist_group("wheel")  # one build, not one per worker
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -50,10 +49,14 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
+    # From a copy: builds of two test workers in one tree would meet in its `build` folder.
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, REPOSITORY,
-        cwd=folder)  # fmt: skip
-    (built,) = folder.glob("*.whl")
+    for name in ("ttt_cache", "kernels"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", cwd=folder)
+    (built,) = folder.glob("dist/*.whl")
     return built
 
 

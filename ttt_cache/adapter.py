@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Patch:
         FileNotFoundError: there is no such folder or file.
         ValueError: a file is damaged, or the adapter was made for another model; the message names
             the file or the field. The model is unchanged.
-        RuntimeError: the model is patched already, or streaming.
+        RuntimeError: the model is patched already, streaming, or on the `meta` device.
     """
     config_path, weights_path = _locate(folder)
     described = _read_config(config_path)
@@ -97,6 +98,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Patch:
         handle = prepare(model, config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{config_path}: config: {error}") from error
+    if any(tensor.is_meta for tensor in _tensors(handle).values()):
+        raise RuntimeError("model is on the meta device: load its weights before an adapter")
     _check_tensors(tensors, _tensors(handle), weights_path)
     with torch.no_grad():
         for name, tensor in _tensors(handle).items():
@@ -149,7 +152,7 @@ def _check_tensors(given: dict[str, Tensor], wanted: dict[str, Tensor], path: Pa
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and Unicode errors alike
+    except (ValueError, RecursionError) as error:  # JSON and Unicode errors alike
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(described, dict) or described.get("library") != "ttt_cache":
         raise ValueError(f"{path}: library: not the config of a ttt_cache adapter")
@@ -168,9 +171,18 @@ def _read_weights(path: Path, described: dict[str, Any]) -> dict[str, Tensor]:
             written_with = (file.metadata() or {}).get("adapter", "")
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-    if written_with != json.dumps(described, indent=2):
+    if _substance(written_with) != _substance(json.dumps(described)):
         raise ValueError(f"{path} and {CONFIG_NAME} beside it are not of the same adapter")
     return tensors
+
+
+def _substance(text: str) -> Any:
+    """What must agree in the two files of an adapter: all but the name of the base model."""
+    try:
+        described = json.loads(text)
+    except ValueError:
+        return None
+    return {k: v for k, v in described.items() if k != "base_model_name_or_path"}
 
 
 def _locate(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -180,6 +192,8 @@ def _locate(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
             if not path.is_file():
                 raise FileNotFoundError(f"folder {folder} has no {path.name}")
         return paths
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        raise FileNotFoundError(f"folder {folder} does not exist, and is no hub id (owner/name)")
     try:
         config, weights = (
             Path(huggingface_hub.hf_hub_download(str(folder), name))

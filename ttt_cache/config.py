@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any, TypeVar
 
 from .checks import one_of, whole_number
@@ -130,8 +131,9 @@ def _per_layer(name: str, value: Any, check: Any) -> Any:
 
 
 def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number in [0, 1], got {value!r}")
-    if not 0 <= value <= 1:
+    share = float(value)
+    if not 0 <= share <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
-    return float(value)
+    return share

@@ -56,7 +56,11 @@ class PatchedAttention(StreamingMultiheadAttention):
         if state is None:
             y, _ = self.ttt_cache(q, k, v, query)
         else:
-            assert isinstance(state, PatchedState)
+            if not isinstance(state, PatchedState):
+                raise RuntimeError(
+                    f"the streaming state of a patched attention must be a PatchedState, got a "
+                    f"{type(state).__name__}: it was taken before the model was patched"
+                )
             y = self.ttt_cache.stream(q, k, v, query, state.cache, state.exec_mask)
         return self.out_projs[0](y.transpose(1, 2).flatten(2))
 
@@ -124,8 +128,12 @@ class Patch:
     def __enter__(self) -> Patch:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.remove()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            self.remove()
+        except RuntimeError:
+            if kind is None:  # else the body's own error says more
+                raise
 
     def __repr__(self) -> str:
         return f"Patch(layers={list(self.layers)}, config={self.config})"

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported here, so that `--help` answers at once."""
+"""The command line: one file per command."""
 
 from __future__ import annotations
 

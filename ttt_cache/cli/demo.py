@@ -1,4 +1,4 @@
-"""`ttt-cache demo`: the saving, seen on the user's own machine in two minutes."""
+"""`ttt-cache demo`: the saving, seen on the user's own machine in minutes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def demo(
 
     Both hear the same speech through Mimi, Moshi's codec. The models are small,
     with Moshi's own structure and context of 3000 frames (4 minutes), so that
-    two CPU cores are enough: about two minutes. The result is a table, a picture
+    two idle CPU cores are enough: about two minutes. The result is a table, a picture
     and a JSON file with the size of the streaming state (bytes) and the time per
     step (ms). All weights are random: this shows cost, not quality of speech.
 

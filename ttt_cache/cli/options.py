@@ -1,7 +1,7 @@
 """Options that several commands share, and how their text is read.
 
-A setting that is not given stays `None` and takes the library's default: the defaults are written
-here for `--help` only, because importing them would import torch. A test keeps both equal.
+A setting that is not given stays `None` and takes the library's default; what `--help` shows as the
+default is text, and a test keeps both equal.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import numpy as np
 import sphn
 import torch
 from moshi.models.loaders import FRAME_RATE, SAMPLE_RATE, get_mimi
@@ -23,6 +24,7 @@ from torch import Tensor
 
 FRAME = int(SAMPLE_RATE / FRAME_RATE)  # samples in a frame of 80 ms
 LONGEST = 30.0  # seconds; Mimi takes the clip in one piece, about 20 MB of memory per second
+RATES = (1_000, 768_000)  # Hz; sphn takes the process down over the rates of a broken header
 
 
 def read_clip(path: Path | None = None) -> Tensor:
@@ -44,12 +46,10 @@ def read_clip(path: Path | None = None) -> Tensor:
     try:
         with path.open("rb"):
             pass  # sphn's own message does not tell a missing file from a broken one
-        samples, _ = sphn.read(str(path), duration_sec=LONGEST, sample_rate=SAMPLE_RATE)
     except OSError as error:
         raise ValueError(f"WAV must be a file to read, got {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"WAV must be a sound file, got {path}, which is not one") from error
-    clip = torch.from_numpy(samples).float().mean(dim=0)
+    samples = _samples(path)
+    clip = torch.from_numpy(samples).float().mean(dim=0)[: int(LONGEST * SAMPLE_RATE)]
     if len(clip) < FRAME:
         raise ValueError(
             f"WAV must last 0.08 s (one frame) or longer, got {len(clip) / SAMPLE_RATE:.3f} s "
@@ -58,6 +58,19 @@ def read_clip(path: Path | None = None) -> Tensor:
     if not clip.isfinite().all():
         raise ValueError(f"WAV must hold finite samples, got NaN or infinity in {path}")
     return clip[None, None, : len(clip) // FRAME * FRAME]
+
+
+def _samples(path: Path) -> np.ndarray:
+    """The first seconds of a sound file at 24 kHz, [channels, T]."""
+    try:
+        rate = sphn.FileReader(str(path)).sample_rate
+        if RATES[0] <= rate <= RATES[1]:
+            return sphn.read(str(path), duration_sec=LONGEST, sample_rate=SAMPLE_RATE)[0]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in sphn is not an Exception
+        raise ValueError(f"WAV must be a sound file, got {path}, which is not one") from error
+    raise ValueError(f"WAV must have a rate of {RATES[0]} to {RATES[1]} Hz, got {rate} in {path}")
 
 
 @torch.no_grad()

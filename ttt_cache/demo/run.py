@@ -127,8 +127,8 @@ def _say(plan: Plan, model: LMModel, result: dict[str, Any]) -> None:
     )
     if plan.frames < context:
         console.print(
-            f"Note: {plan.frames} frames are less than the stock context of {context}; nothing has "
-            f"been forgotten yet. The default of 6000 is twice the context."
+            f"Note: {plan.frames} frames are less than the stock context of {context}; the stock "
+            f"model has forgotten nothing yet. The default of 6000 is twice the context."
         )
     console.print(
         "The patch's own cost per step weighs less the wider the layers are: here "
