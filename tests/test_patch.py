@@ -8,7 +8,9 @@ import pickle
 import pytest
 import torch
 from models import SMALL, assert_near, random_codes, stir, streamed, temporal, tiny_lm
+from moshi.models.compression import MimiModel
 from moshi.models.lm import LMGen, LMModel
+from moshi.modules.streaming import StreamingModule
 from moshi.modules.transformer import (
     ProjectedTransformer,
     StreamingMultiheadAttention,
@@ -334,6 +336,21 @@ def test_patching_twice_or_while_streaming_is_refused():
         with pytest.raises(RuntimeError, match="streaming"):
             ttt_cache.patch(model, **SMALL)
         assert fingerprint(model) == before
+
+
+def test_a_streaming_neighbour_does_not_matter():
+    model = tiny_lm()
+    neighbour = StreamingTransformer(8, 2, 1, 16, causal=True, context=9)
+    box = nn.ModuleDict({"model": model})
+    box.neighbour = neighbour.requires_grad_(False)
+    with neighbour.streaming(1), pytest.raises(ValueError, match="holds 2"):
+        ttt_cache.patch(box, **SMALL)
+    mimi = MimiModel.__new__(MimiModel)  # without its 80 million weights
+    StreamingModule.__init__(mimi)
+    mimi.encoder_transformer = neighbour
+    box.neighbour = mimi
+    with neighbour.streaming(1), ttt_cache.patch(box, **SMALL) as handle:
+        assert handle.transformer is model.transformer
 
 
 def test_adapter_parameters_need_a_patch():

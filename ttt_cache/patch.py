@@ -111,7 +111,7 @@ class Patch:
         """
         if patch_of(self.transformer) is not self:
             return
-        refuse_streaming(self.transformer, "unpatched")
+        refuse_streaming(self.transformer, self.transformer, "unpatched")
         for layer in self.caches:
             attention = attention_of(self.transformer, layer)
             attention.__class__ = StreamingMultiheadAttention
@@ -176,7 +176,7 @@ def prepare(model: nn.Module, config: CacheConfig) -> Patch:
             "model is patched already; call ttt_cache.unpatch(model) first. For other settings in "
             "other layers give recent, virtual or gate as a mapping from layer index to value"
         )
-    refuse_streaming(model, "patched")
+    refuse_streaming(model, transformer, "patched")
     config = resolve(config, len(transformer.layers))
     assert config.layers is not None
     for layer in config.layers:

@@ -123,10 +123,12 @@ def projection_format(attention: StreamingMultiheadAttention) -> tuple[torch.dev
     return weight.device, weight.dtype
 
 
-def refuse_streaming(model: nn.Module, verb: str) -> None:
-    """Raise `RuntimeError` if any part of the model is streaming."""
+def refuse_streaming(model: nn.Module, transformer: StreamingTransformer, verb: str) -> None:
+    """Raise `RuntimeError` if the transformer, a part of it or a module around it is streaming."""
+    inside = set(transformer.modules())
     for name, module in model.named_modules():
-        if isinstance(module, StreamingModule) and module.is_streaming:
+        concerned = module in inside or transformer in set(module.modules())
+        if concerned and isinstance(module, StreamingModule) and module.is_streaming:
             part = name or type(module).__name__
             raise RuntimeError(
                 f"model cannot be {verb} while it is streaming ({part} is); "
