@@ -94,5 +94,10 @@ class Gate(nn.Module):
         return self.bias.view(*heads, 1, 1)
 
 
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last axis, computed in float32 or wider, in the dtype of `scores`."""
+    return torch.softmax(_at_least_float32(scores), dim=-1).to(scores.dtype)
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -89,7 +89,8 @@ class HierarchicalCache(nn.Module):
             kind = one_of("gate", config.gate, GATES)
             self.gate = Gate(kind, self.num_heads, self.head_dim, config.alpha, **factory)
         # Shape of every state tensor without its row: what a state given from outside must have.
-        self.layout = {name: tensor.shape[1:] for name, tensor in self.init_state(1).tensors()}
+        shapes = self.init_state(1, device="meta")
+        self.layout = {name: tensor.shape[1:] for name, tensor in shapes.tensors()}
 
     def init_state(
         self,
@@ -192,12 +193,6 @@ class HierarchicalCache(nn.Module):
     def by_key_head(self, x: Tensor) -> Tensor:
         """Query heads grouped under the key head they share: `[B, Hkv, R, T, D]`."""
         return x.unflatten(1, (self.kv_heads, -1))
-
-    @staticmethod
-    def softmax(scores: Tensor) -> Tensor:
-        """Softmax over the last axis, computed in float32 or wider, in the dtype of `scores`."""
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
 
     @staticmethod
     def full_precision(device_type: str) -> AbstractContextManager:

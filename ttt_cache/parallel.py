@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import recent, scan
+from .attention import softmax
 from .span import Span
 from .state import CacheState
 
@@ -76,7 +77,7 @@ def _attend(
     sink_scores = sink_scores.masked_fill(hidden[:, None, None], float("-inf"))
     scores = torch.cat([sink_scores, scores], dim=-1)
     if cache.memory is None:
-        weights, remembered = cache.softmax(scores), None
+        weights, remembered = softmax(scores), None
     else:
         weights, remembered = scan.gated(cache, q, scores, versions, span)
     first = sink_scores.shape[-1]

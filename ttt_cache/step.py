@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import recent
+from .attention import softmax
 from .state import CacheState, choose, per_row
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _attend(
     scores = scores.masked_fill(~visible[:, None, None, None], float("-inf"))
     values = values[:, :, None]
     if cache.memory is None or cache.gate is None:
-        return (cache.softmax(scores) @ values).flatten(1, 2)
+        return (softmax(scores) @ values).flatten(1, 2)
     written = (gone > 0)[:, None, None, None, None]
     readout = state.readout[:, None, None]  # one group of one query, one version
     virtual = cache.memory.score(q.unsqueeze(3), readout).squeeze(3)
