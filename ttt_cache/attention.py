@@ -1,7 +1,7 @@
-"""Dual-softmax gated attention: how the recent window and the virtual tokens share a query.
+"""Dual-softmax gated attention: how the recent window and the memory share a query.
 
-The plain-PyTorch reference. It works on scores and answers with weights, so that the caller decides
-how values are laid out (a ring, blocks of a sequence, latent read-outs).
+The plain-PyTorch reference. Over virtual tokens it works on scores and answers with weights, so
+that the caller decides how values are laid out (a ring, blocks of a sequence, latent read-outs).
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 # A new gate leaves the layer close to its recent window, but far enough from saturation to learn:
-# joint starts with about 1% of the mass on virtual tokens at 100 recent frames, the others with 2%.
-JOINT_BIAS = -2.0
+# these start with 2% for the memory; where joint starts is up to its virtual tokens.
 OPEN_LOGIT = 4.0
 RESIDUAL_SCALE = 0.1  # as in TTT-Video, arXiv 2504.05298
 
 
 class Gate(nn.Module):
-    """Mixes two attentions into one set of weights, per query and head.
+    """Mixes window and memory, per query and head.
 
-    `output = alpha * softmax(recent) V + (1 - alpha) * softmax(virtual) V_virtual` with
+    `output = alpha * softmax(recent) V + (1 - alpha) * memory`, where the memory may be an
+    attention of its own, `softmax(virtual) V_virtual`, with
 
     | kind       | alpha                                                                         |
     |------------|-------------------------------------------------------------------------------|
@@ -28,23 +28,32 @@ class Gate(nn.Module):
     | `layer`    | sigmoid of a learned scalar                                                   |
     | `head`     | sigmoid of a learned scalar per head                                          |
     | `query`    | sigmoid of a learned linear function of the query before RoPE                 |
-    | `residual` | no alpha: `recent + tanh(a) * virtual`, `a` per head (arXiv 2504.05298)       |
+    | `residual` | no alpha: `recent + tanh(a) * memory`, `a` per head (arXiv 2504.05298)        |
 
-    Where no virtual token is visible the weights are exactly `softmax(recent)` and zero.
+    Where the memory is not written the output is exactly that of the window. `joint` needs virtual
+    tokens.
 
     Args:
         kind: one of `ttt_cache.config.GATES`.
         num_heads: query heads, H.
         head_dim: width of a head, D.
         alpha: the constant of `fixed`.
+        joint_bias: where the bias of `joint` starts.
     """
 
     def __init__(
-        self, kind: str, num_heads: int, head_dim: int, alpha: float, device=None, dtype=None
+        self,
+        kind: str,
+        num_heads: int,
+        head_dim: int,
+        alpha: float,
+        joint_bias: float,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         self.kind, self.alpha = kind, alpha
-        start = {"joint": JOINT_BIAS, "residual": RESIDUAL_SCALE}.get(kind, OPEN_LOGIT)
+        start = {"joint": joint_bias, "residual": RESIDUAL_SCALE}.get(kind, OPEN_LOGIT)
         size = {"fixed": 0, "layer": 1}.get(kind, num_heads)
         factory = {"device": device, "dtype": dtype}
         if size:
@@ -64,20 +73,33 @@ class Gate(nn.Module):
             q: queries before RoPE, `[B, Hkv, R, T, D]`.
         """
         dtype = q.dtype
-        recent, virtual = _at_least_float32(recent), _at_least_float32(virtual)
+        recent, virtual = at_least_float32(recent), at_least_float32(virtual)
         if self.kind == "joint":
             # -inf plus the bias stays -inf: a memory that is not written takes no mass.
             both = torch.cat([recent, virtual + self._per_head(q).to(virtual.dtype)], dim=-1)
             weights = torch.softmax(both, dim=-1).to(dtype)
             return weights[..., : recent.shape[-1]], weights[..., recent.shape[-1] :]
         on_recent = torch.softmax(recent, dim=-1)
-        on_virtual = torch.softmax(virtual.masked_fill(~written, 0), dim=-1) * written
+        on_virtual = torch.softmax(virtual.masked_fill(~written, 0), dim=-1)
+        of_recent, of_memory = self.shares(written, q)
+        return (of_recent * on_recent).to(dtype), (of_memory * on_virtual).to(dtype)
+
+    def shares(self, written: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """What the outputs of window and memory are multiplied by; not for `joint`.
+
+        Args:
+            written: bool `[B, 1, 1, T, 1]`, whether the query reads the memory.
+            q: queries before RoPE, `[B, Hkv, R, T, D]`.
+
+        Returns:
+            two tensors that broadcast over `[B, Hkv, R, T, *]`, float32 or wider.
+        """
+        one = at_least_float32(q.new_ones(()))
         if self.kind == "residual":
-            scale = torch.tanh(self._per_head(q))
-            return on_recent.to(dtype), (scale * on_virtual).to(dtype)
+            return one, torch.tanh(at_least_float32(self._per_head(q))) * written
         # A tensor: of two Python numbers `where` would make float32, too narrow for float64.
-        alpha = torch.where(written, self._alpha(q), on_recent.new_ones(()))
-        return (alpha * on_recent).to(dtype), ((1 - alpha) * on_virtual).to(dtype)
+        alpha = torch.where(written, self._alpha(q), one)
+        return alpha, 1 - alpha
 
     def _alpha(self, q: Tensor) -> Tensor | float:
         if self.kind == "fixed":
@@ -86,7 +108,7 @@ class Gate(nn.Module):
         if self.kind == "query":
             weight = self.weight.view(q.shape[1], q.shape[2], 1, -1).to(q.dtype)
             logit = logit + (q * weight).sum(-1, keepdim=True)
-        return torch.sigmoid(_at_least_float32(logit))
+        return torch.sigmoid(at_least_float32(logit))
 
     def _per_head(self, q: Tensor) -> Tensor:
         """The learned scalars as `[Hkv, R, 1, 1]`, or `[1, 1, 1, 1]` for one per layer."""
@@ -96,8 +118,9 @@ class Gate(nn.Module):
 
 def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last axis, computed in float32 or wider, in the dtype of `scores`."""
-    return torch.softmax(_at_least_float32(scores), dim=-1).to(scores.dtype)
+    return torch.softmax(at_least_float32(scores), dim=-1).to(scores.dtype)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is in float64: `memory.base.wide` for a tensor."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

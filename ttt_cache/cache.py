@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .attention import Gate
 from .checks import check_inputs, check_mask, check_state, one_of, whole_number
 from .config import GATES, CacheConfig
-from .memory import build_memory
+from .memory import Attention, QueryReader, VirtualTokens, build_memory, build_reader
 from .parallel import extend
-from .state import CacheState
+from .state import CacheState, empty_state
 from .step import step
 
 Rotation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -83,11 +83,14 @@ class HierarchicalCache(nn.Module):
         factory = {"device": device, "dtype": dtype}
         # Follows `.to()`: where and in which dtype a new state lives.
         self.register_buffer("anchor", torch.empty(0, **factory), persistent=False)
-        self.memory = build_memory(config, self.dim, self.kv_heads, self.head_dim, **factory)
+        sizes = Attention(self.dim, self.num_heads, self.kv_heads, self.head_dim)
+        self.memory = build_memory(config, sizes, **factory)
+        self.reader = build_reader(config, sizes, **factory)
         self.gate: Gate | None = None
-        if self.memory is not None:
+        if self.reader is not None and self.window.recent:
             kind = one_of("gate", config.gate, GATES)
-            self.gate = Gate(kind, self.num_heads, self.head_dim, config.alpha, **factory)
+            bias = self.reader.joint_bias if isinstance(self.reader, VirtualTokens) else 0.0
+            self.gate = Gate(kind, self.num_heads, self.head_dim, config.alpha, bias, **factory)
         # Shape of every state tensor without its row: what a state given from outside must have.
         shapes = self.init_state(1, device="meta")
         self.layout = {name: tensor.shape[1:] for name, tensor in shapes.tensors()}
@@ -103,26 +106,13 @@ class HierarchicalCache(nn.Module):
         Args:
             device, dtype: of the ring; those of the module by default.
         """
-        batch = whole_number("batch_size", batch_size, 1)
-        device, dtype = device or self.anchor.device, dtype or self.anchor.dtype
-        ring = (batch, self.kv_heads, self.window.capacity, self.head_dim)
-        sinks = (batch, self.kv_heads, self.window.sinks, self.head_dim)
-        width, memory, readout = 0, {}, torch.zeros(batch, 0, device=device)
-        if self.memory is not None:
-            version = self.memory.initial(batch)
-            width = self.memory.width
-            memory = {name: _zeros(tensor) for name, tensor in version.items()}
-            readout = _zeros(self.memory.read(version, batch))
-        plain = {"device": device, "dtype": dtype}
-        return CacheState(
-            count=torch.zeros(batch, dtype=torch.long, device=device),
-            keys=torch.zeros(ring, **plain),
-            values=torch.zeros(ring, **plain),
-            sink_keys=torch.zeros(sinks, **plain),
-            sink_values=torch.zeros(sinks, **plain),
-            features=torch.zeros(batch, 1, self.window.recent, width, **plain),
-            memory=memory,
-            readout=readout,
+        return empty_state(
+            whole_number("batch_size", batch_size, 1),
+            self.window,
+            (self.kv_heads, self.head_dim),
+            self.memory,
+            device=device or self.anchor.device,
+            dtype=dtype or self.anchor.dtype,
         )
 
     def forward(
@@ -186,9 +176,34 @@ class HierarchicalCache(nn.Module):
         """`q` and `k` turned to positions from `offset` `[B]`; unchanged without a `rope`."""
         return (q, k) if self.rope is None else self.rope(q, k, offset)
 
-    def features(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What waits for the memory, `[B, T, F]`; F is 0 without one."""
-        return x[..., :0] if self.memory is None else self.memory.features(x, k, v)
+    @property
+    def needs_window_output(self) -> bool:
+        """Whether the output over window and sinks alone is needed, as such or by the memory."""
+        return not isinstance(self.reader, VirtualTokens) or self.config.source == "output"
+
+    def written(self, tokens: Tensor) -> Tensor:
+        """Whether the n-th token reads the memory; bool, any shape."""
+        if self.config.reset_memory:
+            return torch.zeros_like(tokens, dtype=torch.bool)
+        if isinstance(self.reader, QueryReader) and self.window.arrived:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        return self.window.version(tokens) > 0
+
+    def mix(self, answered: Tensor, attended: Tensor | None, q: Tensor, tokens: Tensor) -> Tensor:
+        """The output where tokens ask the memory themselves.
+
+        Args:
+            answered: what the memory adds to each head, `[B, H, T, D]`.
+            attended: what the window does; `None` without a window.
+            q: queries before RoPE, `[B, H, T, D]`.
+            tokens: their numbers, `[B|1, T]`.
+        """
+        if attended is None or self.gate is None:
+            return answered
+        written = self.written(tokens)[:, None, None, :, None]
+        of_window, of_memory = self.gate.shares(written, self.by_key_head(q))
+        out = of_window * self.by_key_head(attended) + of_memory * self.by_key_head(answered)
+        return out.flatten(1, 2).to(q.dtype)
 
     def by_key_head(self, x: Tensor) -> Tensor:
         """Query heads grouped under the key head they share: `[B, Hkv, R, T, D]`."""
@@ -200,7 +215,3 @@ class HierarchicalCache(nn.Module):
         if not torch.amp.is_autocast_available(device_type):
             return nullcontext()
         return torch.autocast(device_type, enabled=False)
-
-
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)

@@ -41,6 +41,13 @@ def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def true_or_false(name: str, value: Any) -> bool:
+    """Check a switch; raises `TypeError` if it is not a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def check_inputs(cache: HierarchicalCache, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> None:
     """Raise `TypeError` or `ValueError` unless all four are what the cache's sizes ask for."""
     given = {"q": q, "k": k, "v": v, "x": x}

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any, TypeVar
 
-from .checks import one_of, whole_number
+from .checks import one_of, true_or_false, whole_number
+from .exclusions import refuse_exclusions
+from .presets import settings_of
 from .recent import Window
 
-MEMORIES = ("ttt-mlp", "mean", "random", "none")
 GATES = ("joint", "fixed", "layer", "head", "query", "residual")
+CHOICES = {
+    "memory": ("ttt-mlp", "ttt-linear", "mean", "cluster", "random", "none"),
+    "source": ("hidden", "kv", "output"),
+    "read": ("virtual", "query"),
+    "write": ("evicted", "arrived"),
+    "position": ("none", "slot", "decay"),
+}
 
+C = TypeVar("C")
 T = TypeVar("T")
 PerLayer = T | Mapping[int, T]
 
 
-@dataclass(frozen=True)
+def _with_presets(cls: type[C]) -> type[C]:
+    """Let what a preset names be the default of what is not given."""
+    generated = cls.__init__
+
+    @functools.wraps(generated)
+    def init(self: C, **given: Any) -> None:
+        generated(self, **(settings_of(given.get("preset")) | given))
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+@_with_presets
+@dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """Settings of a hierarchical cache (symbols of `docs/semantics.md` in brackets).
 
@@ -26,25 +49,43 @@ class CacheConfig:
 
     Args:
         layers: layers to patch, negative indices allowed; `None` means all.
-        recent: frames that are kept exactly [N], at least 1.
+        recent: frames that are kept exactly [N]; 0 replaces attention by the memory. `None` means
+            the layer's whole context, which `patch` looks up.
         virtual: virtual tokens read out of the memory [M], at least 1. `mean` always has one.
-        chunk: frames that leave the window together and make one memory version [C].
+        chunk: frames that make one memory version together [C]; with `write="evicted"` they
+            leave the window together.
         sinks: first frames that are kept for ever [S] (StreamingLLM, arXiv 2309.17453).
-        memory: what takes in the evicted frames: `ttt-mlp`, `mean`, `random` or `none`.
+        memory: what takes in the frames: `ttt-mlp`, `ttt-linear`, `mean`, `cluster`, `random` or
+            `none`.
         memory_heads: heads of the memory (not of the attention).
         memory_dim: width of one memory head.
         hidden_dim: hidden width of one memory head's MLP.
-        gate: how the two attentions are mixed, see `ttt_cache.attention.Gate`.
+        depth: layers of that MLP, 2 or 3.
+        source: what the memory learns of a frame: `hidden` (the layer's input), `kv` (keys before
+            RoPE and values) or `output` (the window's attention output).
+        read: `virtual` (attend to virtual tokens) or `query` (put the frame's own query through
+            the memory: a TTT layer, arXiv 2407.04620).
+        write: the memory takes in a frame when it is `evicted` from the window, or at once when it
+            has `arrived`.
+        gate: how window and memory are mixed, see `ttt_cache.attention.Gate`; `joint` if not
+            given, and `head` for `read="query"`.
         alpha: share of the recent window under `gate="fixed"`, in [0, 1].
+        position: of virtual tokens: `none`, `slot` (a learned bias each, oldest to newest) or
+            `decay` (a bias that falls with age, at a learned rate).
+        share: one set of slow weights for all patched layers; the state stays per layer.
+        reset_memory: a control: put the memory back to version 0 before every read.
         bptt: chunks that gradients travel back through the memory in training; `None` means all.
             It shortens the path, for stability; memory in training is the same.
+        preset: a name in `ttt_cache.presets.PRESETS`; its settings are the defaults of what is not
+            given.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; the message names it.
+        TypeError, ValueError: a value is of the wrong type or out of range, or two settings exclude
+            each other; the message names them.
     """
 
     layers: tuple[int, ...] | None = None
-    recent: PerLayer[int] = 100
+    recent: PerLayer[int] | None = 100
     virtual: PerLayer[int] = 10
     chunk: int = 8
     sinks: int = 0
@@ -52,25 +93,41 @@ class CacheConfig:
     memory_heads: int = 4
     memory_dim: int = 64
     hidden_dim: int = 128
-    gate: PerLayer[str] = "joint"
+    depth: int = 2
+    source: str = "hidden"
+    read: str = "virtual"
+    write: str = "evicted"
+    gate: PerLayer[str] | None = None
     alpha: float = 0.9
+    position: str = "none"
+    share: bool = False
+    reset_memory: bool = False
     bptt: int | None = None
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
+        for name, allowed in CHOICES.items():
+            one_of(name, getattr(self, name), allowed)
         put("layers", _layers(self.layers))
-        put("recent", _per_layer("recent", self.recent, lambda n, v: whole_number(n, v, 1)))
+        if self.recent is not None:
+            put("recent", _per_layer("recent", self.recent, lambda n, v: whole_number(n, v, 0)))
         put("virtual", _per_layer("virtual", self.virtual, lambda n, v: whole_number(n, v, 1)))
+        if self.gate is None:
+            put("gate", "head" if self.read == "query" else "joint")
         put("gate", _per_layer("gate", self.gate, lambda n, v: one_of(n, v, GATES)))
         for name in ("chunk", "memory_heads", "memory_dim", "hidden_dim"):
             put(name, whole_number(name, getattr(self, name), 1))
         put("sinks", whole_number("sinks", self.sinks, 0))
-        one_of("memory", self.memory, MEMORIES)
+        put("depth", _depth(self.depth))
         put("alpha", _share("alpha", self.alpha))
+        for name in ("share", "reset_memory"):
+            true_or_false(name, getattr(self, name))
         if self.bptt is not None:
             put("bptt", whole_number("bptt", self.bptt, 1))
+        refuse_exclusions(self)
 
     @classmethod
     def from_fields(cls, given: Mapping[str, Any]) -> CacheConfig:
@@ -97,8 +154,11 @@ class CacheConfig:
     @property
     def window(self) -> Window:
         """What one layer keeps exactly. Without a memory that is exactly the last N frames."""
-        recent = whole_number("recent", self.recent, 1)
-        return Window(recent, 1 if self.memory == "none" else self.chunk, self.sinks)
+        if self.recent is None:
+            raise ValueError("recent must be a number here; only patch knows a layer's context")
+        recent = whole_number("recent", self.recent, 0)
+        chunk = 1 if self.memory == "none" else self.chunk
+        return Window(recent, chunk, self.sinks, self.write == "arrived")
 
 
 def _layers(value: Any) -> tuple[int, ...] | None:
@@ -128,6 +188,13 @@ def _per_layer(name: str, value: Any, check: Any) -> Any:
             raise ValueError(f"{name} must name each layer once, got {layer} more than once")
         checked[layer] = check(f"{name}[{layer}]", item)
     return checked
+
+
+def _depth(value: Any) -> int:
+    depth = whole_number("depth", value)
+    if depth not in (2, 3):
+        raise ValueError(f"depth must be 2 or 3, got {depth}")
+    return depth
 
 
 def _share(name: str, value: Any) -> float:

@@ -6,7 +6,8 @@ T x T. The memory is a scan over chunks (`ttt_cache.scan`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,34 @@ from torch import Tensor
 
 from . import recent, scan
 from .attention import softmax
+from .memory import TTT, Frames, QueryReader, VirtualTokens
 from .span import Span
 from .state import CacheState
 
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
+
+
+class Attended(NamedTuple):
+    """What the queries of a call see exactly.
+
+    Attributes:
+        scores: over sinks, then window: `[B, Hkv, R, T', S + history + block]`, -inf where a query
+            may not look.
+        sinks: values, `[B, Hkv, S, D]`.
+        values: of the window of each block of queries, see `_windows`.
+    """
+
+    scores: Tensor
+    sinks: Tensor
+    values: Tensor
+
+    def output(self, weights: Tensor) -> Tensor:
+        """Values weighted, `[B, Hkv, R, T', D]`."""
+        first, (blocks, block) = self.sinks.shape[2], (self.values.shape[3], -1)
+        on_sinks, on_window = weights[..., :first], weights[..., first:]
+        out = on_window.unflatten(3, (blocks, block)) @ self.values.transpose(-1, -2)
+        return out.flatten(3, 4) + on_sinks @ self.sinks[:, :, None]
 
 
 def extend(
@@ -35,59 +59,68 @@ def extend(
     """
     span = Span.after(cache.window, None if state is None else state.count, q.shape[2], q.device)
     old = cache.init_state(q.shape[0], device=k.device, dtype=k.dtype) if state is None else state
+    new = replace(old, count=old.count + span.length)
+    attended = output = None
+    if cache.window.capacity:
+        attended = _look_back(cache, q, k, v, span, old, new)
+        if cache.needs_window_output:
+            output = _cut(attended.output(softmax(attended.scores)), span)
+    frames, reader, memory = Frames(x, q, k, v, output), cache.reader, cache.memory
+    if memory is None:
+        assert output is not None
+        return output, new
+    features = memory.features(frames)[:, None]
+    features = torch.cat([recent.in_order(old.features, old.count), features], dim=2)
+    new.features = recent.from_order(features, new.count, old.features.shape[2])
+    if isinstance(reader, QueryReader):
+        assert isinstance(memory, TTT)
+        queries = reader.queries(memory, frames)
+        found = scan.answers(cache, memory, features, queries, span, old)
+        answers, new.readout, new.memory = found
+        tokens = span.tokens[:, : span.length]
+        return cache.mix(reader.output(answers, q.dtype), output, q, tokens), new
+    assert isinstance(reader, VirtualTokens) and attended is not None
+    versions, new.memory = scan.versions(cache, memory, features, span, old)
+    new.readout = versions[:, -1]
+    weights, remembered = scan.gated(
+        cache, reader, _padded(cache, q, span), attended.scores, versions, span
+    )
+    return _cut(attended.output(weights) + remembered, span), new
+
+
+def _look_back(
+    cache: HierarchicalCache,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Span,
+    old: CacheState,
+    new: CacheState,
+) -> Attended:
+    """Score window and sinks, and put both into `new` as they are after the call."""
     turned_q, turned_k = cache.rotate(q, k, old.count)
     keys = torch.cat([recent.in_order(old.keys, old.count), turned_k], dim=2)
     values = torch.cat([recent.in_order(old.values, old.count), v], dim=2)
-    features = cache.features(x, k, v)[:, None]
-    features = torch.cat([recent.in_order(old.features, old.count), features], dim=2)
-    sinks = _sinks(cache, k, v, span, old)
-    versions, memory = scan.versions(cache, features, span, old)
-    out = _attend(cache, q, turned_q, keys, values, sinks, versions, span)
-    count = old.count + span.length
-    new = CacheState(
-        count=count,
-        keys=recent.from_order(keys, count, old.keys.shape[2]),
-        values=recent.from_order(values, count, old.values.shape[2]),
-        sink_keys=sinks[0],
-        sink_values=sinks[1],
-        features=recent.from_order(features, count, old.features.shape[2]),
-        memory=memory,
-        readout=versions[:, -1],
-    )
-    return out, new
+    new.keys = recent.from_order(keys, new.count, old.keys.shape[2])
+    new.values = recent.from_order(values, new.count, old.values.shape[2])
+    new.sink_keys, new.sink_values = _sinks(cache, k, v, span, old)
+    scores = _window_scores(_padded(cache, turned_q * cache.scale, span), keys, span)
+    scaled = _padded(cache, q, span) * cache.scale
+    on_sinks = scaled @ new.sink_keys[:, :, None].transpose(-1, -2)
+    index = torch.arange(1, new.sink_keys.shape[2] + 1, device=q.device)
+    on_sinks = on_sinks.masked_fill((index > span.gone[..., None])[:, None, None], float("-inf"))
+    scores = torch.cat([on_sinks, scores], dim=-1)
+    return Attended(scores, new.sink_values, _windows(values, span))
 
 
-def _attend(
-    cache: HierarchicalCache,
-    q: Tensor,
-    turned_q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    sinks: tuple[Tensor, Tensor],
-    versions: Tensor,
-    span: Span,
-) -> Tensor:
-    def padded(x: Tensor) -> Tensor:  # [B, H, T, D] -> [B, Hkv, R, T', D]
-        return cache.by_key_head(F.pad(x, (0, 0, 0, span.padding)))
+def _padded(cache: HierarchicalCache, x: Tensor, span: Span) -> Tensor:
+    """`[B, H, T, D]` -> `[B, Hkv, R, T', D]`."""
+    return cache.by_key_head(F.pad(x, (0, 0, 0, span.padding)))
 
-    q = padded(q)
-    scores = _window_scores(padded(turned_q * cache.scale), keys, span)
-    sink_scores = (q * cache.scale) @ sinks[0][:, :, None].transpose(-1, -2)
-    hidden = torch.arange(1, sinks[0].shape[2] + 1, device=q.device) > span.gone[..., None]
-    sink_scores = sink_scores.masked_fill(hidden[:, None, None], float("-inf"))
-    scores = torch.cat([sink_scores, scores], dim=-1)
-    if cache.memory is None:
-        weights, remembered = softmax(scores), None
-    else:
-        weights, remembered = scan.gated(cache, q, scores, versions, span)
-    first = sink_scores.shape[-1]
-    on_sinks, on_recent = weights[..., :first], weights[..., first:]
-    blocked = on_recent.unflatten(3, (span.blocks, span.block))
-    out = blocked @ _windows(values, span).transpose(-1, -2)
-    out = out.flatten(3, 4) + on_sinks @ sinks[1][:, :, None]
-    if remembered is not None:
-        out = out + remembered
-    return out.flatten(1, 2)[:, :, : span.length]
+
+def _cut(x: Tensor, span: Span) -> Tensor:
+    """`[B, Hkv, R, T', D]` -> `[B, H, T, D]`."""
+    return x.flatten(1, 2)[:, :, : span.length]
 
 
 def _windows(columns: Tensor, span: Span) -> Tensor:

@@ -177,11 +177,15 @@ def prepare(model: nn.Module, config: CacheConfig) -> Patch:
             "other layers give recent, virtual or gate as a mapping from layer index to value"
         )
     refuse_streaming(model, transformer, "patched")
-    config = resolve(config, len(transformer.layers))
+    config = resolve(config, transformer)
     assert config.layers is not None
     for layer in config.layers:
         check_layer(transformer, layer, config.for_layer(layer))
     caches = {layer: _build(transformer, layer, config.for_layer(layer)) for layer in config.layers}
+    if config.share:
+        first, *others = caches.values()
+        for cache in others:
+            cache.memory, cache.reader = first.memory, first.reader
     return Patch(model, config, caches)
 
 
@@ -200,7 +204,7 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     Raises:
         RuntimeError: the model is not patched.
     """
-    return [p for cache in require_patch(model).caches.values() for p in cache.parameters()]
+    return list(nn.ModuleList(require_patch(model).caches.values()).parameters())  # shared: once
 
 
 def require_patch(model: nn.Module) -> Patch:

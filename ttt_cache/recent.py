@@ -15,28 +15,43 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """How much is kept exactly: N tokens, evicted C at a time, and the first S for ever."""
+    """How much is kept exactly, and when the memory takes in what.
+
+    Attributes:
+        recent: tokens kept, N; 0 for no window at all.
+        chunk: tokens that make one memory version, C.
+        sinks: first tokens kept for ever, S.
+        arrived: the memory takes in tokens as they arrive, not as they leave.
+    """
 
     recent: int
     chunk: int
     sinks: int
+    arrived: bool = False
 
     @property
     def capacity(self) -> int:
-        """The most tokens a query sees exactly, W = N + C - 1."""
-        return self.recent + self.chunk - 1
+        """The most tokens a query sees exactly, W; those of a chunk leave together."""
+        return self.recent if self.arrived else self.recent + self.chunk - 1
+
+    @property
+    def wait(self) -> int:
+        """Tokens between the arrival of a token and the step in which the memory takes it in."""
+        return 0 if self.arrived else self.recent
 
     def evicted(self, tokens: Tensor) -> Tensor:
-        """Evicted tokens when the n-th asks, `C * floor(max(0, n - N) / C)`; int64, any shape."""
+        """Tokens that have left the window when the n-th asks; int64, any shape."""
+        if self.arrived:
+            return (tokens - self.recent).clamp(min=0)
         return self.version(tokens) * self.chunk
 
     def version(self, tokens: Tensor) -> Tensor:
-        """The memory version that the n-th token reads, `floor(max(0, n - N) / C)`."""
+        """The newest memory version when the n-th token asks."""
         return self.fed(tokens) // self.chunk
 
     def fed(self, tokens: Tensor) -> Tensor:
-        """Tokens that the memory has taken in when the n-th asks, `max(0, n - N)`."""
-        return (tokens - self.recent).clamp(min=0)
+        """Tokens that the memory has taken in when the n-th asks."""
+        return (tokens - self.wait).clamp(min=0)
 
 
 def ages(count: Tensor, capacity: int) -> Tensor:
@@ -45,7 +60,7 @@ def ages(count: Tensor, capacity: int) -> Tensor:
     A slot that was never written has an age of at least `count`.
     """
     slots = torch.arange(capacity, device=count.device)
-    return (count[:, None] - 1 - slots) % capacity
+    return (count[:, None] - 1 - slots) % max(capacity, 1)
 
 
 def write(ring: Tensor, token: Tensor, value: Tensor, mask: Tensor) -> None:
@@ -75,7 +90,7 @@ def in_order(ring: Tensor, count: Tensor) -> Tensor:
     """The ring from oldest to newest after `count` `[B]` tokens; unwritten slots come first."""
     capacity = ring.shape[2]
     steps = torch.arange(capacity, device=ring.device)
-    return take(ring, (count[:, None] + steps) % capacity)
+    return take(ring, (count[:, None] + steps) % max(capacity, 1))
 
 
 def from_order(columns: Tensor, count: Tensor, capacity: int) -> Tensor:

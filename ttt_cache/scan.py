@@ -6,83 +6,158 @@ with its running chunk; places of the grid without a token hold zeros, which no 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import recent
-from .memory import Memory, MemoryState
+from .memory import TTT, Memory, MemoryState, VirtualTokens
 from .recent import Window
+from .rows import choose, per_row
 from .span import Span
-from .state import CacheState, choose, per_row
+from .state import CacheState
 
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
 
 
+class Grid(NamedTuple):
+    """Where the tokens stand that the memory takes in during a call.
+
+    Attributes:
+        token: the number of each place's token, `[B|1, K C]` for K chunks of C.
+        valid: places whose token is taken in during the call, `[B|1, K C]`.
+        complete: chunks that are full after the call, `[B|1, K]`.
+    """
+
+    token: Tensor
+    valid: Tensor
+    complete: Tensor
+
+    @classmethod
+    def of(cls, window: Window, span: Span) -> Grid:
+        chunks, chunk = _chunks(window, span), window.chunk
+        before, after = window.fed(span.start), window.fed(span.start + span.length)
+        base = (window.version(span.start) * chunk)[:, None]
+        token = base + torch.arange(1, chunks * chunk + 1, device=base.device)
+        valid = (token > before[:, None]) & (token <= after[:, None])
+        return cls(token, valid, token[:, chunk - 1 :: chunk] <= after[:, None])
+
+
+def _chunks(window: Window, span: Span) -> int:
+    """Chunks of the grid: as many as any row can touch, a number known without looking at rows."""
+    if span.fresh:
+        return -(-max(0, span.length - window.wait) // window.chunk)
+    return -(-(window.chunk - 1 + span.length) // window.chunk)
+
+
 def versions(
-    cache: HierarchicalCache, features: Tensor, span: Span, old: CacheState
+    cache: HierarchicalCache, memory: Memory, features: Tensor, span: Span, old: CacheState
 ) -> tuple[Tensor, MemoryState]:
-    """Feed what leaves the window during the call, chunk by chunk.
+    """Feed the memory chunk by chunk, for queries that read published versions.
 
     Args:
-        features: `[B, 1, N + T, F]`, of the last N old tokens and the new ones.
+        features: `[B, 1, wait + T, F]`, of the tokens that waited and the new ones.
 
     Returns:
         read-outs of the version at the start and after each chunk of the grid, `[B, V, *]`, and the
         state of the memory at the end.
     """
-    memory, window = cache.memory, cache.window
-    if memory is None:
-        return old.readout[:, None], old.memory
-    before, after = window.fed(old.count), window.fed(old.count + span.length)  # [B]
-    chunks = _grid_chunks(window, span)
-    base = window.evicted(old.count)
-    token = base[:, None] + torch.arange(1, chunks * window.chunk + 1, device=base.device)
-    cells = (chunks, window.chunk)
-    valid = ((token > before[:, None]) & (token <= after[:, None])).unflatten(1, cells)
-    column = (token - old.count[:, None] + window.recent - 1).clamp(0, features.shape[2] - 1)
-    grid = recent.take(features, column)[:, 0].unflatten(1, cells)  # [B, chunks, C, F]
-    complete = base[:, None] + torch.arange(1, chunks + 1, device=base.device) * window.chunk
-    complete = complete <= after[:, None]  # [B, chunks]
+    grid, readouts = Grid.of(cache.window, span), [old.readout]
+    state = _start(cache, memory, old)
     with cache.full_precision(features.device.type):
-        state = choose(before == 0, memory.initial(base.shape[0]), old.memory)
-        return _scan(memory, state, old.readout, grid, valid, complete, cache.config.bptt)
-
-
-def _grid_chunks(window: Window, span: Span) -> int:
-    """Chunks of the grid: as many as any row can touch, a number known without looking at rows."""
-    if span.fresh:
-        return -(-max(0, span.length - window.recent) // window.chunk)
-    return -(-(window.chunk - 1 + span.length) // window.chunk)
-
-
-def _scan(
-    memory: Memory,
-    state: MemoryState,
-    readout: Tensor,
-    grid: Tensor,
-    valid: Tensor,
-    complete: Tensor,
-    bptt: int | None,
-) -> tuple[Tensor, MemoryState]:
-    readouts = [readout]
-    steps = zip(grid.unbind(1), valid.unbind(1), complete.unbind(1), strict=True)
-    for index, (tokens, is_token, closes) in enumerate(steps):
-        if bptt is not None and index and index % bptt == 0:
-            state = {name: tensor.detach() for name, tensor in state.items()}
-        partial = memory.feed_chunk(state, tokens, is_token)
-        closed = memory.finish(partial)
-        state = choose(closes, closed, partial)
-        read = memory.read(closed, closes.shape[0])
-        readout = torch.where(per_row(closes, read), read, readout)
-        readouts.append(readout)
+        for tokens, valid, closes in _cells(cache.window, grid, features, span):
+            state = _truncate(state, len(readouts) - 1, cache.config.bptt)
+            partial = memory.feed_chunk(state, tokens, valid)
+            closed = memory.finish(partial)
+            state = choose(closes, closed, partial)
+            read = memory.read(closed, closes.shape[0])
+            readouts.append(torch.where(per_row(closes, read), read, readouts[-1]))
     return torch.stack(readouts, dim=1), state
 
 
+def answers(
+    cache: HierarchicalCache,
+    memory: TTT,
+    features: Tensor,
+    queries: Tensor,
+    span: Span,
+    old: CacheState,
+) -> tuple[Tensor, Tensor, MemoryState]:
+    """Feed the memory chunk by chunk, and answer each token's own query on the way.
+
+    The query of the token that arrives when a place's token is taken in stands in the same place;
+    a chunk's last query is answered by the closed chunk.
+
+    Args:
+        features: `[B, 1, wait + T, F]`, of the tokens that waited and the new ones.
+        queries: unit vectors of the new tokens, `[B, h, T, d]`.
+
+    Returns:
+        answers `[B, T, E]`, without meaning for tokens that read no version, the read-out of the
+        newest version, and the state of the memory at the end.
+    """
+    window, grid = cache.window, Grid.of(cache.window, span)
+    place = (grid.token + window.wait - span.start[:, None] - 1).clamp(0, span.length - 1)
+    asked = recent.take(queries, place.expand(queries.shape[0], -1)).split(window.chunk, dim=2)
+    state, readout, found = _start(cache, memory, old), old.readout, []
+    with cache.full_precision(features.device.type):
+        cells = _cells(window, grid, features, span)
+        for index, (tokens, valid, closes) in enumerate(cells):
+            state = _truncate(state, index, cache.config.bptt)
+            if window.arrived:
+                partial, running = memory.feed_and_answer(state, tokens, valid, asked[index])
+            else:
+                partial = memory.feed_chunk(state, tokens, valid)
+                running = memory.answer(memory.published(readout), asked[index])
+            closed = memory.finish(partial)
+            last = memory.answer(closed, asked[index][:, :, -1:])
+            last = torch.where(per_row(closes, last), last, running[:, -1:])
+            found.append(torch.cat([running[:, :-1], last], dim=1))
+            state = choose(closes, closed, partial)
+            read = memory.read(closed, closes.shape[0])
+            readout = torch.where(per_row(closes, read), read, readout)
+    if not found:  # every token waits
+        return queries.new_zeros(queries.shape[0], span.length, memory.latent_dim), readout, state
+    first = span.start[:, None] - window.wait - grid.token[:, :1] + 1
+    column = first + torch.arange(span.length, device=first.device)
+    column = column.clamp(0, grid.token.shape[1] - 1).expand(queries.shape[0], -1)
+    return recent.take(torch.cat(found, dim=1)[:, None], column)[:, 0], readout, state
+
+
+def _start(cache: HierarchicalCache, memory: Memory, old: CacheState) -> MemoryState:
+    """The state to go on from: version 0 for rows that have fed nothing."""
+    fed = cache.window.fed(old.count)
+    return choose(fed == 0, memory.initial(fed.shape[0]), old.memory)
+
+
+def _truncate(state: MemoryState, index: int, bptt: int | None) -> MemoryState:
+    if bptt is None or index == 0 or index % bptt:
+        return state
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _cells(
+    window: Window, grid: Grid, features: Tensor, span: Span
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Chunk by chunk: features `[B, C, F]`, which of them are tokens, which rows close."""
+    batch = features.shape[0]
+    column = (grid.token - span.start[:, None] + window.wait - 1).clamp(0, features.shape[2] - 1)
+    laid = recent.take(features, column.expand(batch, -1))[:, 0]
+    valid, complete = grid.valid.expand(batch, -1), grid.complete.expand(batch, -1)
+    parts = (laid.split(window.chunk, dim=1), valid.split(window.chunk, dim=1), complete.unbind(1))
+    return zip(*parts, strict=True)
+
+
 def gated(
-    cache: HierarchicalCache, q: Tensor, scores: Tensor, readouts: Tensor, span: Span
+    cache: HierarchicalCache,
+    reader: VirtualTokens,
+    q: Tensor,
+    scores: Tensor,
+    readouts: Tensor,
+    span: Span,
 ) -> tuple[Tensor, Tensor]:
     """Let every query read the memory version of its moment.
 
@@ -97,19 +172,19 @@ def gated(
         weights on sinks and window, shaped as `scores`, and what the memory adds to the output,
         `[B, Hkv, R, T', D]`.
     """
-    memory, gate, window = cache.memory, cache.gate, cache.window
-    assert memory is not None and gate is not None
+    gate, window = cache.gate, cache.window
+    assert gate is not None
     groups = (span.tokens.shape[1] // window.chunk, window.chunk)
     current = window.version(span.tokens) - window.version(span.start)[:, None]  # [B|1, T'], from 0
     first = current[:, :: window.chunk]  # [B|1, G]
     pair = torch.stack([first, first + 1], dim=-1)
     rows = torch.arange(q.shape[0], device=q.device)[:, None, None]
     readout = readouts[rows, pair.clamp(max=readouts.shape[1] - 1)]  # [B, G, 2, *]
-    written = span.gone > 0
+    written = cache.written(span.tokens)
     visible = current.unflatten(1, groups)[..., None] == pair[:, :, None]  # [B|1, G, C, 2]
     visible = visible & written.unflatten(1, groups)[..., None]
-    visible = visible.repeat_interleave(memory.slots, dim=-1)[:, None, None]
-    virtual = memory.score(q.unflatten(3, groups), readout)
+    visible = visible.repeat_interleave(reader.slots, dim=-1)[:, None, None]
+    virtual = reader.score(q.unflatten(3, groups), readout)
     virtual = virtual.masked_fill(~visible, float("-inf")).flatten(3, 4)
     on_recent, on_virtual = gate(scores, virtual, written[:, None, None, :, None], q)
-    return on_recent, memory.mix(on_virtual.unflatten(3, groups), readout).flatten(3, 4)
+    return on_recent, reader.mix(on_virtual.unflatten(3, groups), readout).flatten(3, 4)

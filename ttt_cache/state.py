@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_mask
-from .memory import MemoryState
+from .memory import Memory, MemoryState
+from .recent import Window
+from .rows import per_row
 
 
 @dataclass
@@ -23,9 +25,10 @@ class CacheState:
         count: executed tokens, int64 `[B]`.
         keys, values: the ring, `[B, Hkv, W, D]`, keys after RoPE; W = N + C - 1.
         sink_keys, sink_values: `[B, Hkv, S, D]`, keys turned to their constant distance.
-        features: what the memory will need of the tokens in the window, `[B, 1, N, F]`.
+        features: what the memory will need of the tokens that wait for it, `[B, 1, N, F]`; none
+            with `write="arrived"`.
         memory: the memory's own state (fast weights, gradient so far).
-        readout: the read-outs of the newest memory version, `[B, *]`.
+        readout: what queries read of the newest memory version, `[B, *]`.
     """
 
     count: Tensor
@@ -79,11 +82,39 @@ class CacheState:
         return sum(tensor.numel() * tensor.element_size() for _, tensor in self.tensors())
 
 
-def per_row(mask: Tensor, like: Tensor) -> Tensor:
-    """A `[B]` mask shaped to broadcast over `like` `[B, ...]`."""
-    return mask.view(-1, *([1] * (like.dim() - 1)))
+def empty_state(
+    batch_size: int,
+    window: Window,
+    heads: tuple[int, int],
+    memory: Memory | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> CacheState:
+    """The state of `batch_size` conversations that have not begun.
+
+    Args:
+        heads: key heads and their width, Hkv and D.
+        device, dtype: of the ring; the memory's own state is float32 or wider.
+    """
+    kv_heads, head_dim = heads
+    plain = {"device": device, "dtype": dtype}
+    ring = (batch_size, kv_heads, window.capacity, head_dim)
+    sinks = (batch_size, kv_heads, window.sinks, head_dim)
+    width, version, readout = 0, {}, torch.zeros(batch_size, 0, device=device)
+    if memory is not None:
+        width, version = memory.width, memory.initial(batch_size)
+        readout = memory.read(version, batch_size)
+    return CacheState(
+        count=torch.zeros(batch_size, dtype=torch.long, device=device),
+        keys=torch.zeros(ring, **plain),
+        values=torch.zeros(ring, **plain),
+        sink_keys=torch.zeros(sinks, **plain),
+        sink_values=torch.zeros(sinks, **plain),
+        features=torch.zeros(batch_size, 1, window.wait, width, **plain),
+        memory={name: _zeros(tensor) for name, tensor in version.items()},
+        readout=_zeros(readout),
+    )
 
 
-def choose(mask: Tensor, new: MemoryState, old: MemoryState) -> MemoryState:
-    """Row by row, the memory state `new` where `mask` (bool `[B]`), else `old`."""
-    return {name: torch.where(per_row(mask, t), t, old[name]) for name, t in new.items()}
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)

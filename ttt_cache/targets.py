@@ -57,8 +57,9 @@ def _transformers(module: nn.Module, path: str) -> Iterable[tuple[str, Streaming
             yield from _transformers(child, f"{path}.{name}" if path else name)
 
 
-def resolve(config: CacheConfig, num_layers: int) -> CacheConfig:
-    """`config` with every layer index counted from 0 and mappings that fit them."""
+def resolve(config: CacheConfig, transformer: StreamingTransformer) -> CacheConfig:
+    """`config` with every layer index counted from 0, mappings that fit them, and contexts."""
+    num_layers = len(transformer.layers)
 
     def index(name: str, layer: int) -> int:
         if not -num_layers <= layer < num_layers:
@@ -74,6 +75,10 @@ def resolve(config: CacheConfig, num_layers: int) -> CacheConfig:
     if repeated:
         raise ValueError(f"layers names layer {repeated[0]} more than once, got {config.layers}")
     changes: dict[str, Any] = {"layers": tuple(layers)}
+    if config.recent is None:
+        contexts = {layer: _context(transformer, layer) for layer in layers}
+        same = len(set(contexts.values())) == 1
+        changes["recent"] = contexts[layers[0]] if same else contexts
     for name in ("recent", "virtual", "gate"):
         value = getattr(config, name)
         if isinstance(value, Mapping):
@@ -83,6 +88,13 @@ def resolve(config: CacheConfig, num_layers: int) -> CacheConfig:
             if (got := sorted(changes[name])) != sorted(layers):
                 raise ValueError(f"{name} must map exactly the patched layers {layers}, got {got}")
     return replace(config, **changes)
+
+
+def _context(transformer: StreamingTransformer, layer: int) -> int:
+    context = getattr(getattr(transformer.layers[layer], "self_attn", None), "context", None)
+    if context is None:
+        raise ValueError(f"recent=None is the layer's context, and layer {layer} has none")
+    return context
 
 
 def check_layer(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> None:
@@ -106,8 +118,9 @@ def check_layer(transformer: StreamingTransformer, layer: int, config: CacheConf
         raise ValueError(f"layers: layer {layer} cannot be patched: {reason}")
     context = attention_of(transformer, layer).context
     if config.memory != "none" and context is not None and config.window.capacity > context:
+        held = "recent" if config.window.arrived else "recent + chunk - 1"
         raise ValueError(
-            f"recent + chunk - 1 must be within the context {context} of layer {layer}, "
+            f"{held} must be within the context {context} of layer {layer}, "
             f"got recent={config.recent} and chunk={config.chunk}"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,33 +12,40 @@ MemoryState = dict[str, Tensor]
 """The state of a memory: tensors with one row per conversation on the first axis."""
 
 
+class Frames(NamedTuple):
+    """What is known of T tokens when they arrive.
+
+    Attributes:
+        x: hidden states, `[B, T, dim]`.
+        q: queries before RoPE, `[B, H, T, D]`.
+        k, v: keys before RoPE and values, `[B, Hkv, T, D]`.
+        output: attention output over window and sinks, `[B, H, T, D]`; `None` unless the memory
+            learns it.
+    """
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    output: Tensor | None
+
+
 class Memory(nn.Module, abc.ABC):
-    """A compressor of evicted tokens into `slots` virtual tokens.
+    """A compressor of tokens.
 
     The update has two forms that are the same function: `feed` takes one token, `feed_chunk` takes
     several tokens of one chunk at once; `finish` closes a chunk. No method changes its arguments.
     Inner arithmetic is float32 or wider whatever the dtype of the model.
 
     Attributes:
-        slots: number of virtual tokens, M.
         width: features per token, F: what a waiting token costs in the ring.
     """
 
-    slots: int
     width: int
 
     @abc.abstractmethod
-    def features(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What the memory keeps of each token until it is evicted.
-
-        Args:
-            x: hidden states, `[B, T, dim]`.
-            k: keys before RoPE, `[B, Hkv, T, D]`.
-            v: values, `[B, Hkv, T, D]`.
-
-        Returns:
-            `[B, T, F]`.
-        """
+    def features(self, frames: Frames) -> Tensor:
+        """What the memory keeps of each token until it takes it in, `[B, T, F]`."""
 
     @abc.abstractmethod
     def initial(self, batch_size: int) -> MemoryState:
@@ -45,7 +53,7 @@ class Memory(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
-        """Take in one evicted token, features `[B, F]`."""
+        """Take in one token, features `[B, F]`."""
 
     @abc.abstractmethod
     def feed_chunk(self, state: MemoryState, tokens: Tensor, valid: Tensor) -> MemoryState:
@@ -57,34 +65,12 @@ class Memory(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def read(self, state: MemoryState, batch_size: int) -> Tensor:
-        """The read-out `[B, *]` of a memory version, from which scores and values come."""
-
-    @abc.abstractmethod
-    def score(self, q: Tensor, readout: Tensor) -> Tensor:
-        """Scores of queries against virtual tokens, scaled by `1 / sqrt(D)`.
-
-        Args:
-            q: queries before RoPE, `[B, Hkv, R, G, L, D]`: R query heads per key head, and G groups
-                of L queries; a group shares its read-outs.
-            readout: `[B, G, V, *]`: the V memory versions that a group may see.
-
-        Returns:
-            `[B, Hkv, R, G, L, V * M]`.
-        """
-
-    @abc.abstractmethod
-    def mix(self, weights: Tensor, readout: Tensor) -> Tensor:
-        """Weighted sum of virtual values: `[B, Hkv, R, G, L, V * M]` -> `[B, Hkv, R, G, L, D]`."""
+        """The read-out `[B, *]`: what readers need of a memory version."""
 
 
-def matmul_heads(x: Tensor, weight: Tensor) -> Tensor:
-    """`[B, Hkv, *, D] @ [Hkv, D, E]` -> `[B, Hkv, *, E]`, one matrix per key head.
-
-    Rows are folded into one product per head: broadcasting would copy the matrices for each row.
-    """
-    by_head = x.transpose(0, 1)
-    product = by_head.flatten(1, -2) @ weight
-    return product.unflatten(1, by_head.shape[1:-1]).transpose(0, 1)
+def by_token(heads: Tensor) -> Tensor:
+    """All heads of a token side by side: `[B, H, T, D]` -> `[B, T, H * D]`."""
+    return heads.transpose(1, 2).flatten(2)
 
 
 def wide(dtype: torch.dtype | None) -> torch.dtype:

@@ -5,30 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import MemoryState, wide
-from .latent import LatentMemory
+from .base import Frames, Memory, MemoryState, wide
 
 
-class Random(LatentMemory):
+class Random(Memory):
     """A control: the latents never change, and the same trained maps read them as any memory's.
 
     Args:
         slots: virtual tokens, M.
         latent_dim: width of a latent, as the memory that it is compared with.
-        attention: `(kv_heads, head_dim)`.
     """
 
     width = 0
     latents: Tensor
 
-    def __init__(
-        self, slots: int, latent_dim: int, attention: tuple[int, int], device=None, dtype=None
-    ) -> None:
-        super().__init__(slots, latent_dim, *attention, device=device, dtype=dtype)
+    def __init__(self, slots: int, latent_dim: int, device=None, dtype=None) -> None:
+        super().__init__()
         self.register_buffer("latents", torch.randn(slots, latent_dim, device=device, dtype=dtype))
 
-    def features(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return x[..., :0]
+    def features(self, frames: Frames) -> Tensor:
+        return frames.x[..., :0]
 
     def initial(self, batch_size: int) -> MemoryState:
         return {}

@@ -1,0 +1,80 @@
+"""M running clusters of keys: a memory that needs no training. One of them is mean pooling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..rows import choose
+from .base import Frames, Memory, MemoryState, wide
+
+
+class Cluster(Memory):
+    """Sequential k-means of the keys before RoPE, each key head for itself (MacQueen 1967).
+
+    A token joins the cluster with the nearest mean key; the first M tokens start one each.
+
+    Args:
+        slots: clusters, M.
+        kv_heads, head_dim: of the attention: Hkv, D.
+        device, dtype: of the model; means are kept in float32 or wider.
+    """
+
+    zero: Tensor
+
+    def __init__(self, slots: int, kv_heads: int, head_dim: int, device=None, dtype=None) -> None:
+        super().__init__()
+        self.slots, self.kv_heads, self.head_dim = slots, kv_heads, head_dim
+        self.width = 2 * kv_heads * head_dim
+        self.register_buffer("zero", torch.zeros((), device=device, dtype=dtype), persistent=False)
+
+    def features(self, frames: Frames) -> Tensor:
+        pairs = torch.cat([frames.k, frames.v], dim=-1)
+        return pairs.transpose(1, 2).flatten(2)  # [B, T, Hkv * 2 D]
+
+    def initial(self, batch_size: int) -> MemoryState:
+        shape, dtype = (batch_size, self.kv_heads, self.slots), wide(self.zero.dtype)
+        return {
+            "means": self.zero.new_zeros(*shape, 2 * self.head_dim, dtype=dtype),
+            "members": self.zero.new_zeros(*shape, 1, dtype=dtype),
+        }
+
+    def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
+        means, members = state["means"], state["members"]
+        pair = token.to(means.dtype).unflatten(1, (self.kv_heads, 1, -1))  # [B, Hkv, 1, 2 D]
+        joins = self._joins(pair, means, members)  # [B, Hkv, M, 1]
+        moved = means + (pair - means) / (members + 1)
+        return {"means": torch.where(joins, moved, means), "members": members + joins}
+
+    def feed_chunk(self, state: MemoryState, tokens: Tensor, valid: Tensor) -> MemoryState:
+        # Each token's choice depends on the one before: there is no form for all at once.
+        for token, is_token in zip(tokens.unbind(1), valid.unbind(1), strict=True):
+            state = choose(is_token, self.feed(state, token), state)
+        return state
+
+    def finish(self, state: MemoryState) -> MemoryState:
+        return state
+
+    def read(self, state: MemoryState, batch_size: int) -> Tensor:
+        return torch.cat([state["means"], state["members"]], dim=-1)
+
+    def _joins(self, pair: Tensor, means: Tensor, members: Tensor) -> Tensor:
+        """Which cluster takes the token: the first empty one, else the nearest."""
+        keys, key = means[..., : self.head_dim], pair[..., : self.head_dim]
+        distance = (key - keys).square().sum(-1)  # [B, Hkv, M]
+        distance = torch.where(members[..., 0] > 0, distance, -1)
+        slots = torch.arange(self.slots, device=distance.device)
+        return (distance.argmin(-1, keepdim=True) == slots)[..., None]
+
+
+class Mean(Cluster):
+    """A control: mean pooling, as in the compressed memory of arXiv 1911.05507 with one slot.
+
+    One cluster, which stands for one token however many it has seen.
+    """
+
+    def __init__(self, kv_heads: int, head_dim: int, device=None, dtype=None) -> None:
+        super().__init__(1, kv_heads, head_dim, device, dtype)
+
+    def read(self, state: MemoryState, batch_size: int) -> Tensor:
+        return torch.cat([state["means"], torch.ones_like(state["members"])], dim=-1)
