@@ -3,7 +3,8 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from support import ANY_MEMORY, Saved, Session, cases, configs, masks
+from strategies import ANY, SYSTEMS, cases, masks
+from support import Saved, Session
 
 BATCH = 3
 
@@ -11,8 +12,7 @@ BATCH = 3
 class Conversations(RuleBasedStateMachine):
     """Three rows of one batch; `Session` compares what every call executed."""
 
-    # ttt-mlp has by far the most state, so half of the runs are for it.
-    @initialize(case=cases(configs(memory=st.just("ttt-mlp") | ANY_MEMORY)))
+    @initialize(case=st.sampled_from((ANY, *SYSTEMS)).flatmap(cases))
     def start(self, case):
         self.case = case
         self.session = Session(case, case.build_stirred(), BATCH)

@@ -8,60 +8,55 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Oracle
-from support import (
+from strategies import (
     FLOAT64,
-    TOLERANCE,
-    Case,
-    Session,
-    Tokens,
-    assert_near,
-    bits,
+    MIXING_GATES,
+    WITH_MEMORY,
     cases,
-    configs,
+    every_system,
     masks,
     splits,
 )
+from support import TOLERANCE, Case, Session, Tokens, assert_near, bits
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ttt_cache import CacheConfig, CacheState, HierarchicalCache
 
-WITH_MEMORY = st.sampled_from(["ttt-mlp", "mean", "random"])
-ALWAYS = st.just(True)
 BATCH = 3
 
 
 # The forms
 
 
-@given(st.data(), cases())
+@every_system()
 def test_parallel_form(data, case):
     length = data.draw(st.integers(1, case.capacity + 25))
     Session(case, case.build_stirred(), 2).forward(case.tokens(2, length))
 
 
-@given(st.data(), cases())
+@every_system()
 def test_parallel_form_in_several_calls(data, case):
     session = Session(case, case.build_stirred(), 2)
     for length in data.draw(splits(case)):
         session.forward(case.tokens(2, length))
 
 
-@given(st.data(), cases())
+@every_system()
 def test_streaming_token_by_token(data, case):
     session = Session(case, case.build_stirred(), 2)
     for _ in range(data.draw(st.integers(1, case.capacity + 25))):
         session.stream(case.tokens(2, 1))
 
 
-@given(st.data(), cases())
+@every_system()
 def test_streaming_in_calls_of_any_length(data, case):
     session = Session(case, case.build_stirred(), 2)
     for length in data.draw(splits(case)):
         session.stream(case.tokens(2, length))
 
 
-@given(st.data(), cases())
+@every_system()
 def test_rows_in_different_phases_continue_in_parallel(data, case):
     session = Session(case, case.build_stirred(), BATCH)
     for length in data.draw(splits(case)):
@@ -70,10 +65,12 @@ def test_rows_in_different_phases_continue_in_parallel(data, case):
     session.stream(case.tokens(BATCH, 1))
 
 
-@given(st.data(), cases())
-def test_identity_before_the_first_eviction(data, case):
-    """While nothing is evicted the output is plain causal attention with RoPE."""
-    cache, length = case.build_stirred(), data.draw(st.integers(1, case.capacity))
+@every_system()
+def test_identity_until_the_memory_is_written(data, case):
+    """While the memory is not written the output is plain causal attention with RoPE."""
+    cache, length = case.build_stirred(), data.draw(st.integers(0, case.identical))
+    if length == 0:
+        return
     tokens = case.tokens(2, length)
     q, k = cache.rotate(tokens.q, tokens.k, torch.zeros(2, dtype=torch.long))
     k, v = (z.repeat_interleave(case.num_heads // case.kv_heads, 1) for z in (k, tokens.v))
@@ -107,7 +104,7 @@ def others(row: int) -> list[int]:
     return [i for i in range(BATCH) if i != row]
 
 
-@given(st.data(), cases())
+@every_system()
 def test_a_poisoned_row_stays_alone_and_a_reset_heals_it(data, case):
     cache, lengths = case.build_stirred(), data.draw(splits(case, most=15))
     clean = case.tokens(BATCH, sum(lengths))
@@ -125,7 +122,7 @@ def test_a_poisoned_row_stays_alone_and_a_reset_heals_it(data, case):
     session.forward(case.tokens(BATCH, 4))
 
 
-@given(st.data(), cases())
+@every_system()
 def test_a_poisoned_row_stays_alone_in_the_parallel_form(data, case):
     cache, length = case.build_stirred(), data.draw(st.integers(1, case.capacity + 15))
     clean = case.tokens(BATCH, length)
@@ -137,7 +134,7 @@ def test_a_poisoned_row_stays_alone_in_the_parallel_form(data, case):
         assert torch.equal(bits(a[rest].detach()), bits(b[rest].detach())), name
 
 
-@given(st.data(), cases())
+@every_system()
 def test_a_reset_erases_the_masked_rows_and_no_other(data, case):
     session = Session(case, case.build_stirred(), BATCH)
     for length in data.draw(splits(case)):
@@ -147,7 +144,7 @@ def test_a_reset_erases_the_masked_rows_and_no_other(data, case):
     session.stream(case.tokens(BATCH, case.capacity + 1))
 
 
-@given(st.data(), cases())
+@every_system()
 def test_a_masked_row_keeps_every_bit_whatever_it_is_given(data, case):
     cache, lengths = case.build_stirred(), data.draw(splits(case, most=15))
     session = Session(case, cache, BATCH)
@@ -169,9 +166,11 @@ def test_a_masked_row_keeps_every_bit_whatever_it_is_given(data, case):
 # Positions
 
 
-@given(st.data(), cases(configs(most_sinks=0), FLOAT64, ALWAYS), st.integers(1, 100_000))
-def test_outputs_do_not_depend_on_where_positions_start(data, case, start):
+@every_system(dtype=FLOAT64, turns=[True], most_sinks=0)
+def test_outputs_do_not_depend_on_where_positions_start(data, case):
     """Only distances count, and virtual tokens have no position."""
+    case = replace(case, config=replace(case.config, sinks=0))
+    start = data.draw(st.integers(1, 100_000))
     cache, lengths = case.build_stirred(), data.draw(splits(case))
     tokens, rope = case.tokens(2, sum(lengths)), cache.rope
     parallel, stream = cache(*tokens)[0], streamed(cache, tokens.split(lengths))
@@ -180,15 +179,16 @@ def test_outputs_do_not_depend_on_where_positions_start(data, case, start):
     assert_near(streamed(cache, tokens.split(lengths)), stream, 1e-8)
 
 
-@given(st.data(), cases(dtype=FLOAT64, turns=ALWAYS), st.integers(1, 1000))
-def test_outputs_do_not_depend_on_the_length_of_the_session(data, case, times):
+@every_system(dtype=FLOAT64, turns=[True])
+def test_outputs_do_not_depend_on_the_length_of_the_session(data, case):
     """A row with the same window, sinks and memory, but many more tokens behind it."""
     cache = case.build_stirred()
     config, batch = case.config, 2
     # A long session has all its sinks behind its window, so the short one must have them too.
     length = case.capacity + config.sinks + data.draw(st.integers(1, 20))
     _, state = cache(*case.tokens(batch, length))
-    period = times * math.lcm(case.capacity, config.recent, config.chunk)
+    cycles = [max(1, size) for size in (case.capacity, config.recent, config.chunk)]
+    period = data.draw(st.integers(1, 1000)) * math.lcm(*cycles)
     later = state.detach().clone()
     later.count += period
     keys = later.keys.flatten(1, 2).unsqueeze(2)  # every slot is turned by the same angle
@@ -214,25 +214,27 @@ def with_gate(cache: HierarchicalCache, case: Case, **gate: object) -> Hierarchi
 
 @torch.no_grad()
 def halves(cache: HierarchicalCache, case: Case, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, P_recent and P_virtual, from the first eviction on."""
+    """The output, P_recent and P_memory, as soon as the memory is written."""
     parts = [cache] + [with_gate(cache, case, gate="fixed", alpha=a) for a in (1.0, 0.0)]
-    y, recent, virtual = (part(*tokens)[0][:, :, case.capacity :] for part in parts)
-    return y, recent, virtual
+    y, recent, memory = (part(*tokens)[0][:, :, case.identical :] for part in parts)
+    return y, recent, memory
 
 
-MIXING_GATES = ["fixed", "layer", "head", "query", "residual"]
-SEPARATE = configs(memory=WITH_MEMORY, gate=st.sampled_from(MIXING_GATES))
+def written(case: Case) -> Case:
+    """The same with a window and a memory that is read."""
+    recent = max(1, int(case.config.recent))
+    return replace(case, config=replace(case.config, recent=recent, reset_memory=False))
 
 
-@given(cases(SEPARATE, FLOAT64))
-def test_gates_of_two_softmaxes(case):
+@given(cases(memory=WITH_MEMORY, gates=MIXING_GATES, dtype=FLOAT64).map(written))
+def test_gates_of_two_outputs(case):
     cache = case.build_stirred()
     tokens = case.tokens(2, case.capacity + 12)
-    y, recent, virtual = halves(cache, case, tokens)
+    y, recent, memory = halves(cache, case, tokens)
     weights = cache.state_dict()
     if case.config.gate == "residual":
         share = torch.tanh(weights["gate.bias"]).view(1, -1, 1, 1)
-        assert_near(y, recent + share * virtual, 1e-10)
+        assert_near(y, recent + share * memory, 1e-10)
         return
     if case.config.gate == "fixed":
         alpha = torch.tensor(case.config.alpha, dtype=torch.float64)
@@ -242,30 +244,30 @@ def test_gates_of_two_softmaxes(case):
     if case.config.gate == "query":
         logit = torch.einsum("bhtd,hd->bht", tokens.q, weights["gate.weight"])
         alpha = torch.sigmoid(logit + weights["gate.bias"].view(1, -1, 1))[..., None]
-        alpha = alpha[:, :, case.capacity :]
-    assert_near(y, alpha * recent + (1 - alpha) * virtual, 1e-10)
+        alpha = alpha[:, :, case.identical :]
+    assert_near(y, alpha * recent + (1 - alpha) * memory, 1e-10)
 
 
-@given(cases(configs(memory=WITH_MEMORY, gate=st.just("joint")), FLOAT64))
+@given(cases(memory=WITH_MEMORY, gates=["joint"], read=["virtual"], dtype=FLOAT64).map(written))
 def test_joint_gate_is_one_softmax(case):
     """One softmax over everything, which is also a gate made of the two log-sum-exps."""
     cache = case.build_stirred()
     tokens = case.tokens(1, case.capacity + 6)
-    y, recent, virtual = halves(cache, case, tokens)
+    y, recent, memory = halves(cache, case, tokens)
     oracle, bias = Oracle(cache), cache.state_dict()["gate.bias"]
     for t in range(tokens.length):
         oracle.push(*tokens.at(0, t))
-        if t < case.capacity:
+        if t < case.identical:
             continue
         for head in range(case.num_heads):
-            here = (0, head, t - case.capacity)
+            here = (0, head, t - case.identical)
             exact, exact_values = oracle.exact_tokens(head, tokens.q[0, head, t])
             scores, values = oracle.virtual_tokens(head, tokens.q[0, head, t])
             both = torch.cat([exact, scores + bias[head]])
             mass = both.exp() / both.exp().sum()
             assert_near(y[here], mass @ torch.cat([exact_values, values]), 1e-10)
             alpha = torch.sigmoid(exact.logsumexp(0) - scores.logsumexp(0) - bias[head])
-            assert_near(y[here], alpha * recent[here] + (1 - alpha) * virtual[here], 1e-10)
+            assert_near(y[here], alpha * recent[here] + (1 - alpha) * memory[here], 1e-10)
 
 
 # Precision

@@ -147,8 +147,9 @@ def _cells(
     column = (grid.token - span.start[:, None] + window.wait - 1).clamp(0, features.shape[2] - 1)
     laid = recent.take(features, column.expand(batch, -1))[:, 0]
     valid, complete = grid.valid.expand(batch, -1), grid.complete.expand(batch, -1)
-    parts = (laid.split(window.chunk, dim=1), valid.split(window.chunk, dim=1), complete.unbind(1))
-    return zip(*parts, strict=True)
+    cells = (complete.shape[1], window.chunk)
+    by_chunk = (laid.unflatten(1, cells), valid.unflatten(1, cells), complete)
+    return zip(*(part.unbind(1) for part in by_chunk), strict=True)
 
 
 def gated(
