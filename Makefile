@@ -12,7 +12,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    ruff: style and format"
 	@echo "make types   pyright"
-	@echo "make bench   the benchmarks of docs/results.md (half an hour)"
+	@echo "make bench   the benchmarks of docs/results.md (two hours)"
 	@echo "make clean   remove the environment and everything generated"
 
 demo: $(READY)
@@ -31,6 +31,8 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/state_bytes.py
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/presets.py
+	$(BIN)/python benchmarks/ttt_layers.py
 	$(BIN)/python benchmarks/soak.py
 
 $(READY): pyproject.toml

@@ -19,6 +19,7 @@ from moshi.modules.transformer import StreamingTransformer
 from rich.console import Console
 from rich.table import Table
 
+DIM, HEADS = 4096, 32  # of Moshi 7B
 CONTEXT = 3000  # frames in the ring of stock Moshi
 QUIET = {
     "OMP_NUM_THREADS": "1",

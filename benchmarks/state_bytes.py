@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Line, environment, publish, quiet_process, transformer
+from common import DIM, HEADS, Line, environment, publish, quiet_process, transformer
 from moshi.models.loaders import get_moshi_lm
 from torch import Tensor
 
@@ -23,7 +23,6 @@ from ttt_cache.patch import PatchedState
 from ttt_cache.report import Report
 from ttt_cache.targets import attention_of
 
-DIM, HEADS = 4096, 32
 SETTINGS: dict[str, Any] = {"recent": 100, "virtual": 10}
 TOP = range(25, 32)
 STEPS = 120  # past the first evictions, so that nothing is left to be allocated later
@@ -31,7 +30,7 @@ PARTS = {
     "ring (keys, values)": ("keys", "values"),
     "features waiting": ("features",),
     "fast weights": ("memory.w1", "memory.w2"),
-    "gradient so far": ("memory.grad",),
+    "gradient so far": ("memory.grad1",),
     "read-outs": ("readout",),
     "count": ("count",),
 }
