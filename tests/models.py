@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from moshi.models.lm import LMModel
+from moshi.modules.transformer import StreamingMultiheadAttention
 from torch import Tensor, nn
 
 import ttt_cache
@@ -89,3 +90,23 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
     scale = expected.abs().max().clamp(min=1e-30)
     worst = (actual - expected).abs().max() / scale
     assert worst <= tolerance, f"differs by {worst:.2e} of the scale, allowed {tolerance:.0e}"
+
+
+def fingerprint(model: nn.Module) -> dict:
+    """Everything that removal must restore: classes, tensors, hooks, attributes, caches."""
+    return {
+        name: (
+            type(module),
+            sorted(module.__dict__),
+            list(module._modules),
+            {key: id(p) for key, p in module._parameters.items()},
+            dict(module._forward_hooks),
+            dict(module._forward_pre_hooks),
+            [n for n, _ in getattr(module, "_cached_children", None) or []],
+        )
+        for name, module in model.named_modules()
+    }
+
+
+def attentions(model: LMModel) -> list[StreamingMultiheadAttention]:
+    return [layer.self_attn for layer in model.transformer.layers]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import ttt_cache
 from ttt_cache import CacheConfig, HierarchicalCache
+from ttt_cache.presets import PRESETS
 
 SMALL = CacheConfig(recent=4, virtual=2, chunk=3, memory_heads=2, memory_dim=4, hidden_dim=6)
 SIZES = {"dim": 12, "num_heads": 4, "head_dim": 6, "kv_heads": 2}
@@ -122,8 +122,16 @@ def test_float16_scores_and_projections_do_not_overflow():
     assert all(t.isfinite().all() for _, t in state.tensors() if t.dtype == torch.float32)
 
 
-def test_both_forms_run_on_the_meta_device():
-    cache = HierarchicalCache(SMALL, **SIZES, device="meta")
+def small(preset: str) -> HierarchicalCache:
+    sizes = {"chunk": 3, "memory_heads": 2, "memory_dim": 4, "hidden_dim": 6}
+    recent = 0 if CacheConfig(preset=preset).recent == 0 else 4
+    return HierarchicalCache(CacheConfig(preset=preset, recent=recent, **sizes), **SIZES)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_forms_run_on_the_meta_device(preset):
+    """So no step looks at its data: the meta device has none to look at."""
+    cache = small(preset).to("meta")
     given = {name: tensor.to("meta") for name, tensor in inputs(9).items()}
     y, state = cache(**given)
     one = {name: t[..., :1, :] for name, t in given.items()}
@@ -131,20 +139,20 @@ def test_both_forms_run_on_the_meta_device():
     assert cache.stream(**one, state=state).shape == (2, 4, 1, 6)
 
 
-@pytest.mark.parametrize("memory", ttt_cache.config.MEMORIES)
-def test_the_parallel_form_leaves_its_state_alone(memory):
-    config = CacheConfig(**(SMALL.to_json() | {"memory": memory, "sinks": 2}))
-    cache = HierarchicalCache(config, **SIZES)
-    with torch.no_grad():
-        _, state = cache(**inputs(11))
-        kept = state.clone()
-        cache(**inputs(13), state=state)
+@pytest.mark.parametrize("preset", PRESETS)
+@torch.no_grad()
+def test_the_parallel_form_leaves_its_state_alone(preset):
+    cache = small(preset)
+    _, state = cache(**inputs(11))
+    kept = state.clone()
+    cache(**inputs(13), state=state)
     pairs = zip(kept.tensors(), state.tensors(), strict=True)
     assert all(torch.equal(old, now) for (_, old), (_, now) in pairs)
 
 
-def test_streaming_makes_no_gradients_and_no_new_tensors():
-    cache = HierarchicalCache(SMALL, **SIZES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_streaming_makes_no_gradients_and_no_new_tensors(preset):
+    cache = small(preset)
     state = cache.init_state(2)
     places = {name: t.data_ptr() for name, t in state.tensors()}
     for length in (1, 1, 6, 1, 9):

@@ -108,12 +108,12 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Patch:
 
 
 def _tensors(handle: Patch) -> dict[str, Tensor]:
-    """The adapter's tensors under the names they have on disk."""
-    return {
-        f"layers.{layer}.{name}": tensor
-        for layer, cache in handle.caches.items()
-        for name, tensor in cache.state_dict(keep_vars=True).items()
-    }
+    """The adapter's tensors under the names they have on disk; shared ones under the first."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for layer, cache in handle.caches.items():
+        for name, tensor in cache.state_dict(keep_vars=True).items():
+            found.setdefault(id(tensor), (f"layers.{layer}.{name}", tensor))
+    return dict(found.values())
 
 
 def _describe(transformer: StreamingTransformer) -> dict[str, int]:
