@@ -20,7 +20,7 @@ PROPERTIES = ("test_semantics.py", "test_machine.py")
 # name: (file, what stands there, what the mutant says instead)
 MUTANTS = {
     "eviction one token early": (
-        "recent.py", "(tokens - self.recent).clamp", "(tokens - self.recent + 1).clamp",
+        "recent.py", "(tokens - self.wait).clamp", "(tokens - self.wait + 1).clamp",
     ),
     "eviction not in chunks": (
         "recent.py", "return self.version(tokens) * self.chunk", "return self.fed(tokens)",
@@ -40,7 +40,8 @@ MUTANTS = {
         "per_row(feeding & (fed == window.chunk), readout)",
     ),
     "virtual tokens before anything is evicted": (
-        "step.py", "written = (gone > 0)", "written = (gone >= 0)",
+        "cache.py", "return self.window.version(tokens) > 0",
+        "return self.window.version(tokens) >= 0",
     ),
     "memory not reset": (
         "state.py", "for _, tensor in self.tensors():\n            tensor.masked_fill_",
@@ -50,7 +51,8 @@ MUTANTS = {
         "state.py", "torch.where(per_row(mask, mine), theirs.to(mine.dtype), mine)", "theirs",
     ),
     "virtual scores with the query after RoPE": (
-        "step.py", "cache.memory.score(q.unsqueeze(3)", "cache.memory.score(turned_q.unsqueeze(3)",
+        "step.py", "return _attend(cache, reader, q, scores",
+        "return _attend(cache, reader, cache.rotate(q, q, token - 1)[0], scores",
     ),
     "sinks at their old position": (
         "step.py", "token - window.capacity - window.sinks", "token - 1",
@@ -60,27 +62,89 @@ MUTANTS = {
     ),
     "window one token short": ("parallel.py", "(columns > gone", "(columns > 1 + gone"),
     "a version published one chunk late": (
-        "scan.py", "complete = complete <= after", "complete = complete < after",
+        "scan.py", "chunk - 1 :: chunk] <= after", "chunk - 1 :: chunk] < after",
     ),
     "chunk form without the rates": (
-        "memory/ttt_mlp.py", "-1) * eta.transpose(-1, -2)", "-1)",
+        "memory/ttt.py", "-1) * eta.transpose(-1, -2)", "-1)",
     ),
-    "first layer's gradient at the old second layer": (
-        "memory/ttt_mlp.py", "if tokens.shape[1] > 1:", "if False:",
+    "gradients at the old last layer": (
+        "memory/ttt.py", "if tokens.shape[1] > 1:", "if False:",
     ),
-    "second layer without its cap": (
-        "memory/ttt_mlp.py", "(self.cap * torch.rsqrt(size + EPS)).clamp(max=1)", "1.0",
+    "last layer without its cap": (
+        "memory/ttt.py", "(self.cap * torch.rsqrt(size + EPS)).clamp(max=1)", "1.0",
     ),
     "read-outs shared between rows": (
-        "memory/ttt_mlp.py", "return r.transpose(1, 2).flatten(2)",
-        "return r.transpose(1, 2).flatten(2).roll(1, 0)",
+        "memory/ttt.py", "return by_token(rms_norm(phi @ state[self.fast.last], READ_EPS))",
+        "return by_token(rms_norm(phi @ state[self.fast.last], READ_EPS)).roll(1, 0)",
     ),
     "fast weights follow the model's dtype": (
-        "memory/ttt_mlp.py", "return super()._apply(keep_wide, recurse)",
+        "memory/network.py", "return super()._apply(keep_wide, recurse)",
         "return super()._apply(fn, recurse)",
     ),
-    "mean over one token too many": (
-        "memory/mean.py", 'seen = state["seen"] + 1', "seen = 2 + state['seen']",
+    "means over one token too many": ("memory/cluster.py", "/ (members + 1)", "/ (members + 2)"),
+    "clusters without the weight of their counts": (
+        "memory/tokens.py", "scores + members.log().transpose(-1, -2).to(q.dtype)",
+        "scores + members.clamp(max=1).log().transpose(-1, -2).to(q.dtype)",
+    ),
+    "the farthest cluster takes a token": (
+        "memory/cluster.py", "distance.argmin(-1, keepdim=True)",
+        "distance.masked_fill(distance < 0, 1e30).argmax(-1, keepdim=True)",
+    ),
+    "a mean that stands for many": (
+        "memory/cluster.py", 'torch.ones_like(state["members"])', 'state["members"]',
+    ),
+    "values as keys under source=kv": (
+        "memory/ttt.py", "torch.cat([by_token(frames.k), by_token(frames.v)], dim=-1)",
+        "torch.cat([by_token(frames.v), by_token(frames.k)], dim=-1)",
+    ),
+    "hidden states under source=output": (
+        "memory/query.py", "elif self.source == \"output\":", "elif False:",
+    ),
+    "memory late by a token under write=arrived": (
+        "recent.py", "return 0 if self.arrived else self.recent",
+        "return min(1, self.recent) if self.arrived else self.recent",
+    ),
+    "windows that lose tokens a chunk at a time under write=arrived": (
+        "recent.py", "if self.arrived:\n            return (tokens - self.recent)",
+        "if False:\n            return (tokens - self.recent)",
+    ),
+    "queries that see their unfinished chunk under write=evicted": (
+        "step.py", "state.memory if cache.window.arrived else", "state.memory if True else",
+    ),
+    "queries blind to the unfinished chunk under write=arrived": (
+        "scan.py", "if window.arrived:", "if False:",
+    ),
+    "queries blind to their own token": (
+        "memory/ttt.py", "torch.tril(phi @ learned.phi.transpose(-1, -2))",
+        "torch.tril(phi @ learned.phi.transpose(-1, -2), -1)",
+    ),
+    "a chunk's last query before its chunk closes": (
+        "scan.py", "torch.where(per_row(closes, last), last, running[:, -1:])", "running[:, -1:]",
+    ),
+    "answers of another token": (
+        "scan.py", "first = span.start[:, None] - window.wait - grid.token[:, :1] + 1",
+        "first = span.start[:, None] - window.wait - grid.token[:, :1]",
+    ),
+    "queries that are not of unit length": (
+        "memory/query.py", "return unit(memory.split_heads(", "return (memory.split_heads(",
+    ),
+    "gradients that skip the second hidden layer": (
+        "memory/network.py", "d_phi = d_z @ weight.transpose(-1, -2)", "d_phi = d_phi[..., :]",
+    ),
+    "hidden layers that share one rate": (
+        "memory/ttt.py", "self.fast.step_size.unbind()",
+        "self.fast.step_size[:1].expand(len(self.fast.hidden), -1).unbind()",
+    ),
+    "decay that favours the oldest": (
+        "memory/tokens.py", "torch.arange(self.slots - 1, -1, -1, device",
+        "torch.arange(self.slots, device",
+    ),
+    "slot biases of the wrong heads": (
+        "memory/tokens.py", "return self.slot_bias", "return self.slot_bias.flip(0)",
+    ),
+    "a reset memory that is read": ("cache.py", "if self.config.reset_memory:", "if False:"),
+    "a window's output beside a written memory only": (
+        "attention.py", "torch.where(written, self._alpha(q), one)", "self._alpha(q) * one",
     ),
     "blocks that see too short a history": (
         "span.py", "else window.capacity", "else window.recent - 1",
@@ -103,6 +167,7 @@ def run_properties(folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     tests = [f"tests/{name}" for name in PROPERTIES]
     command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "--tb=no"]
+    command += ["-k", "any or machine or gate or narrow"]  # what presets have is in any settings
     return subprocess.run(
         [*command, "--hypothesis-profile=mutants", *tests],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=600,

@@ -53,10 +53,10 @@ def step(
     state.count.copy_(torch.where(mask, token, state.count))
     reader = cache.reader
     if isinstance(reader, QueryReader):
-        return cache.mix(_ask(cache, reader, frames, state), attended, q, token[:, None])
+        return cache.mix(_ask(cache, reader, frames, state), attended, q, state.count[:, None])
     if isinstance(reader, VirtualTokens):
         assert scores is not None and values is not None
-        return _attend(cache, reader, q, scores, values, state, token)
+        return _attend(cache, reader, q, scores, values, state)
     assert attended is not None
     return attended
 
@@ -150,11 +150,11 @@ def _attend(
     scores: Tensor,
     values: Tensor,
     state: CacheState,
-    token: Tensor,
 ) -> Tensor:
     assert cache.gate is not None
     q = cache.by_key_head(q)
-    written = cache.written(token)[:, None, None, None, None]
+    # By the count, not the token: a row outside the mask has not written what its token would.
+    written = cache.written(state.count)[:, None, None, None, None]
     readout = state.readout[:, None, None]  # one group of one query, one version
     virtual = reader.score(q.unsqueeze(3), readout).squeeze(3)
     virtual = virtual.masked_fill(~written, float("-inf"))
