@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import INTERRUPTED, fail, refusals
-from .options import Chunk, Memory, Recent, Virtual, given, number
+from .options import Chunk, Memory, Preset, Recent, Virtual, given, number
 
 
 def demo(
@@ -23,6 +23,7 @@ def demo(
     frames: Annotated[
         int, number("Length of the conversation in frames of 80 ms, at least 1.")
     ] = 6000,
+    preset: Preset = None,
     recent: Recent = None,
     virtual: Virtual = None,
     chunk: Chunk = None,
@@ -54,6 +55,8 @@ def demo(
     step (ms). All weights are random: this shows cost, not quality of speech.
 
     Example: ttt-cache demo my-voice.wav --recent 50 --out out/short-window
+
+    Another system: ttt-cache demo --preset ttt-window
     """
     from rich.console import Console
 
@@ -64,11 +67,11 @@ def demo(
             from ttt_cache.demo.plan import make_plan
             from ttt_cache.demo.run import run
 
-        settings = given(recent=recent, virtual=virtual, chunk=chunk, memory=memory)
+        settings = given(preset=preset, recent=recent, virtual=virtual, chunk=chunk, memory=memory)
         with console.status("Building both models"), refusals():
             plan = make_plan(wav, frames, settings, depformer, seed, threads, device, out)
-            stock, patched, _ = make_pair(Size(), plan.config, plan.seed, plan.device)
-        run(plan, stock, patched)
+            stock, patched, handle = make_pair(Size(), plan.config, plan.seed, plan.device)
+        run(plan.resolved(handle.config), stock, patched)
     except KeyboardInterrupt:
         raise fail(
             "demo interrupted before its end; fewer --frames are quicker", INTERRUPTED

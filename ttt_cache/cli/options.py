@@ -25,9 +25,26 @@ def number(help_text: str, default: str | bool = True) -> Any:
     return typer.Option(parser=whole, metavar="INT", help=help_text, show_default=default)
 
 
+def choice(help_text: str, default: str) -> Any:
+    """An option that takes a name, judged by the library; `default` is what `--help` shows."""
+    return typer.Option(metavar="NAME", help=help_text, show_default=default)
+
+
+Preset = Annotated[
+    str | None,
+    choice(
+        "A whole system under a name, listed by 'ttt-cache report --presets'. What else you give "
+        "replaces single settings of it; the defaults below hold for what it leaves open.",
+        "memory-bank",
+    ),
+]
 Recent = Annotated[
     int | None,
-    number("Frames that are kept exactly (80 ms each), at least 1.", "100"),
+    number(
+        "Frames that are kept exactly (80 ms each), at least 1; 0 only for a TTT layer, which "
+        "replaces attention (--preset ttt-mlp-layer).",
+        "100",
+    ),
 ]
 Virtual = Annotated[
     int | None,
@@ -35,7 +52,7 @@ Virtual = Annotated[
 ]
 Chunk = Annotated[
     int | None,
-    number("Frames that leave the window, and are learned, together; at least 1.", "8"),
+    number("Frames that make one version of the memory together, at least 1.", "8"),
 ]
 Sinks = Annotated[
     int | None,
@@ -43,10 +60,38 @@ Sinks = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(
-        help="What takes in the older frames: ttt-mlp learns them; mean, random and none are "
-        "controls to compare it with.",
-        show_default="ttt-mlp",
+    choice(
+        "What takes in the older frames: the networks ttt-mlp and ttt-linear learn them; cluster "
+        "groups them and needs no training; mean, random and none are controls to compare with.",
+        "ttt-mlp",
+    ),
+]
+Depth = Annotated[
+    int | None,
+    number("Layers of the network of ttt-mlp, 2 or 3.", "2"),
+]
+Source = Annotated[
+    str | None,
+    choice(
+        "What a network learns of a frame: hidden (the layer's input), kv (its keys and values) "
+        "or output (what attention to the window gave).",
+        "hidden",
+    ),
+]
+Read = Annotated[
+    str | None,
+    choice(
+        "How the memory is read: virtual (attend to virtual tokens beside the window) or query "
+        "(put each frame's own query through the network: a TTT layer).",
+        "virtual",
+    ),
+]
+Write = Annotated[
+    str | None,
+    choice(
+        "When the memory takes in a frame: once it is evicted from the window, or as soon as it "
+        "has arrived.",
+        "evicted",
     ),
 ]
 

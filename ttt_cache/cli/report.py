@@ -9,7 +9,22 @@ from typing import Annotated, Any
 import typer
 
 from .errors import refusals
-from .options import Chunk, Memory, Recent, Sinks, Virtual, given, number, parse_layers
+from .options import (
+    Chunk,
+    Depth,
+    Memory,
+    Preset,
+    Read,
+    Recent,
+    Sinks,
+    Source,
+    Virtual,
+    Write,
+    given,
+    number,
+    parse_layers,
+)
+from .presets import list_presets
 
 # Keys of a Moshi config.json that describe files and generation (`CheckpointInfo.from_hf_repo` pops
 # them), or parts of the model that do not change the state of the temporal transformer.
@@ -22,17 +37,22 @@ def report(
     layers: Annotated[
         str, typer.Option(help="Layers to patch: 'all', 25-31, 0,3,5 or -1 (the last one).")
     ] = "all",
+    preset: Preset = None,
     recent: Recent = None,
     virtual: Virtual = None,
     chunk: Chunk = None,
     sinks: Sinks = None,
     memory: Memory = None,
+    source: Source = None,
+    read: Read = None,
+    write: Write = None,
     memory_heads: Annotated[int | None, number("Heads of the memory, at least 1.", "4")] = None,
     memory_dim: Annotated[int | None, number("Width of a memory head, at least 1.", "64")] = None,
     hidden_dim: Annotated[
         int | None,
         number("Hidden width of a memory head, at least 1.", "128"),
     ] = None,
+    depth: Depth = None,
     batch_size: Annotated[int, number("Conversations that run at once, at least 1.")] = 1,
     config_path: Annotated[
         Path | None,
@@ -42,6 +62,12 @@ def report(
             metavar="FILE",
         ),
     ] = None,
+    presets: Annotated[
+        bool,
+        typer.Option(
+            "--presets", is_eager=True, callback=list_presets, help="List the presets and exit."
+        ),
+    ] = False,
 ) -> None:
     """Print what conversations cost in memory, with and without the patch.
 
@@ -50,18 +76,25 @@ def report(
     and any machine will do. It takes about ten seconds.
 
     Example: ttt-cache report --layers 25-31 --recent 100 --batch-size 8
+
+    Another system: ttt-cache report --preset ttt-linear-layer --layers 16-31
     """
     with refusals():
         fields = given(
             layers=parse_layers(layers),
+            preset=preset,
             recent=recent,
             virtual=virtual,
             chunk=chunk,
             sinks=sinks,
             memory=memory,
+            source=source,
+            read=read,
+            write=write,
             memory_heads=memory_heads,
             memory_dim=memory_dim,
             hidden_dim=hidden_dim,
+            depth=depth,
         )
     lm_kwargs = None if config_path is None else read_config(config_path)
     _print_report(lm_kwargs, fields, batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Plan:
     threads: int
     device: str
     out: Path
+
+    def resolved(self, config: CacheConfig) -> Plan:
+        """The plan with the settings as the patch has them: contexts looked up, layers counted."""
+        return replace(self, config=config)
 
 
 def make_plan(

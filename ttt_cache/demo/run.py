@@ -104,7 +104,7 @@ def _write(plan: Plan, model: LMModel, record: Record, result: dict[str, Any]) -
     subtitle = (
         f"Random weights: cost, not quality of speech. dim {size['dim']}, {size['layers']} layers, "
         f"context {size['context']}, float32, {result['device']}, {plan.threads} CPU thread(s); "
-        f"recent {plan.config.recent}, memory {plan.config.memory}, seed {plan.seed}"
+        f"{_system(plan)}, seed {plan.seed}"
     )
     assert model.context is not None
     context = model.context
@@ -117,13 +117,20 @@ def _write(plan: Plan, model: LMModel, record: Record, result: dict[str, Any]) -
     )
 
 
+def _system(plan: Plan) -> str:
+    config = plan.config
+    named = "" if config.preset is None else f"preset {config.preset}, "
+    window = f"recent {config.recent}" if config.recent else "no window"
+    return f"{named}{window}, memory {config.memory}"
+
+
 def _say(plan: Plan, model: LMModel, result: dict[str, Any]) -> None:
     console = Console()
     console.print(table(result))
     context, agreed = model.context or 0, result["frames_with_the_same_text"]
     console.print(
         f"Both models chose the same text in the first {agreed} of {plan.frames} frames "
-        f"(the patched one keeps {plan.config.recent} frames exactly)."
+        f"(patched: {_system(plan)})."
     )
     if plan.frames < context:
         console.print(
