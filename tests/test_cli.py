@@ -7,15 +7,22 @@ import re
 import wave
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
+import ttt_cache
 from ttt_cache import CacheConfig, __version__
 from ttt_cache.cli import main
 from ttt_cache.cli.options import parse_layers
+from ttt_cache.cli.presets import compact, page
+from ttt_cache.config import CHOICES
 from ttt_cache.demo import pair
+from ttt_cache.presets import PRESETS
 
+DOCS = Path(__file__).parents[1] / "docs"
 CONTEXT = 24
 SMALL = {"dim": 32, "num_heads": 2, "num_layers": 4, "context": 40, "text_card": 50}
 
@@ -58,8 +65,9 @@ def write_wav(path: Path, samples: int, channels: int = 1, rate: int = 24000) ->
     return path
 
 
-def demo(out: Path, *arguments: object) -> tuple[dict, str]:
-    result = call("demo", *arguments, "--out", out, "--recent", 8, "--chunk", 4, "--device", "cpu")
+def demo(out: Path, *arguments: object, recent: int | None = 8) -> tuple[dict, str]:
+    window = [] if recent is None else ["--recent", recent]
+    result = call("demo", *arguments, "--out", out, *window, "--chunk", 4, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in out.iterdir()) == ["demo.json", "demo.png"]
@@ -99,6 +107,30 @@ def test_demo_of_one_frame_with_the_depformer(tmp_path: Path) -> None:
     assert found["model"]["depformer_runs"] and found["frames_with_the_same_text"] == 1
 
 
+def recent_of(preset: str) -> int | None:
+    """What to give as `--recent` so that a preset fits the small models; `None`: its own."""
+    return None if "recent" in PRESETS[preset].settings else 8
+
+
+def settings_in(context: int, preset: str) -> dict[str, Any]:
+    """The settings of a preset with `recent_of` it, in a model of that context."""
+    settings = {"recent": 8} | PRESETS[preset].settings
+    return settings | ({"recent": context} if settings["recent"] is None else {})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_demo_of_every_preset(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.arange(8 * 12).view(1, 8, 12)  # Mimi does not depend on the preset
+    monkeypatch.setattr("ttt_cache.demo.run.encode", lambda *_: codes)
+    found, printed = demo(tmp_path, "--preset", preset, "--frames", 30, recent=recent_of(preset))
+    settings = settings_in(CONTEXT, preset)
+    assert {name: found["settings"][name] for name in settings} == settings
+    window = f"recent {settings['recent']}" if settings["recent"] else "no window"
+    assert f"preset {preset}, {window}, memory {settings.get('memory', 'ttt-mlp')}" in printed
+    # Equal as long as nothing has left the window; without one, not even then.
+    assert found["frames_with_the_same_text"] >= min(settings["recent"], CONTEXT)
+
+
 def test_demo_is_reproducible(tmp_path: Path) -> None:
     from ttt_cache.demo.clip import encode, read_clip
 
@@ -122,7 +154,10 @@ def test_demo_is_reproducible(tmp_path: Path) -> None:
         (["--frames", "0"], "--frames must be at least 1, got 0"),
         (["--frames", "99999999999"], "--frames must be at most 10000000, got 99999999999"),
         (["--frames", "many"], "'--frames': must be a whole number, got 'many'"),
-        (["--recent", "0"], "recent must be at least 1, got 0"),
+        (["--recent", "0"], "recent=0 and read='virtual' exclude each other: without a window"),
+        (["--recent", "-1"], "recent must be at least 0, got -1"),
+        (["--preset", "bank"], "preset must be one of memory-bank, hierarchical"),
+        (["--preset", "ttt-window", "--memory", "mean"], "read='query' and memory='mean' exclude"),
         (["--recent", "24"], "recent + chunk - 1 must be within the context 24"),
         (["--memory", "brain"], "memory must be one of ttt-mlp"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
@@ -221,8 +256,17 @@ def test_report_of_layers(
         (["--layers", "0-99999999999"], "of at most 1000 layers"),
         (["--layers", "1,1"], "layers must name each layer once, got 1"),
         (["--layers", ""], "--layers must be 'all'"),
-        (["--recent", "-5"], "recent must be at least 1, got -5"),
+        (["--recent", "-5"], "recent must be at least 0, got -5"),
         (["--recent", "40"], "recent + chunk - 1 must be within the context 40"),
+        (["--preset", "bank"], "preset must be one of memory-bank, hierarchical"),
+        (["--preset", "cluster", "--read", "query"], "read='query' and memory='cluster' exclude"),
+        (["--preset", "ttt-mlp-layer", "--sinks", "4"], "recent=0 and sinks=4 exclude each other"),
+        (["--memory", "ttt-linear", "--depth", "3"], "memory='ttt-linear' and depth=3 exclude"),
+        (["--memory", "none", "--recent", "0"], "recent=0 and memory='none' exclude each other"),
+        (["--read", "aloud"], "read must be one of virtual, query, got 'aloud'"),
+        (["--write", "late"], "write must be one of evicted, arrived, got 'late'"),
+        (["--source", "air"], "source must be one of hidden, kv, output, got 'air'"),
+        (["--depth", "4"], "depth must be 2 or 3, got 4"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--batch-size", "2.5"], "'--batch-size': must be a whole number, got '2.5'"),
         (["--config-path", "none.json"], "--config-path none.json cannot be read as JSON"),
@@ -244,6 +288,72 @@ def test_report_refuses(
     refused(call("report", *given, *arguments), says)
 
 
+def reported(*arguments: object) -> tuple[str, str]:
+    """The totals of a report, stock and patched, as printed."""
+    result = call("report", *arguments)
+    assert result.exit_code == 0, result.output
+    (total,) = (row for row in result.stdout.splitlines() if "total" in row)
+    _, _, stock, patched, *_ = (cell.strip() for cell in total.split("│"))
+    return stock, patched
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_report_of_every_preset(preset: str, config_file: Path) -> None:
+    size = ["--config-path", config_file, "--memory-dim", 8, "--hidden-dim", 16, "--batch-size", 99]
+    recent = recent_of(preset)
+    own = [] if recent is None else ["--recent", recent]
+    by_name = reported(*size, *own, "--preset", preset)
+    # The same system from its single settings; gates and resets hold no bytes and have no options.
+    settings = settings_in(SMALL["context"], preset)
+    names = settings.keys() - {"gate", "reset_memory"}
+    assert reported(*size, *(f"--{name}={settings[name]}" for name in names)) == by_name
+
+
+def test_overrides_of_a_preset_count(config_file: Path) -> None:
+    def patched(*arguments: object) -> float:
+        return float(reported("--config-path", config_file, *arguments)[1])
+
+    linear = patched("--preset", "ttt-linear-layer")
+    assert patched("--preset", "ttt-linear-layer", "--memory", "ttt-mlp") > linear
+    deep = patched("--preset", "ttt-mlp-layer", "--depth", 3)
+    assert deep > patched("--preset", "ttt-mlp-layer") > linear
+    assert patched("--preset", "hybrid", "--recent", 8) < patched("--preset", "hybrid")
+
+
+@pytest.mark.parametrize("others", [[], ["--recent", "5"], ["--preset", "bank"]])
+def test_presets_are_listed_whatever_else_is_asked(others: list[str]) -> None:
+    result = call("report", *others, "--presets")
+    assert result.exit_code == 0 and result.stderr == ""
+    rows = [
+        [cell.strip() for cell in row.split("│")[1:-1]] for row in plain(result.stdout).split("\n")
+    ]
+    for name, preset in PRESETS.items():
+        assert [name, preset.about, compact(preset)] in rows
+        assert [preset.section, page(preset.section), ""] in rows
+    assert compact(PRESETS["memory-bank"]) == "the defaults"
+    assert compact(PRESETS["streaming-llm"]) == "memory=none sinks=4"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_page_of_presets_has_every_preset(preset: str) -> None:
+    text = (DOCS / "presets.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| `{preset}` |"))
+    assert row.split("|")[2].strip().strip("`") == compact(PRESETS[preset])
+    (section,) = re.findall(rf"^## {PRESETS[preset].section}\n(.*?)(?=^## )", text, re.M | re.S)
+    assert f"`{preset}`" in section
+
+
+def test_the_page_of_presets_has_the_sizes_of_moshi_7b() -> None:
+    from moshi.models.loaders import get_moshi_lm
+
+    text = (DOCS / "presets.md").read_text(encoding="utf-8")
+    model = get_moshi_lm(None, device="meta", dtype=torch.bfloat16)
+    for preset in PRESETS:
+        with ttt_cache.patch(model, preset=preset):
+            size = ttt_cache.report(model).patched_bytes
+        assert re.search(rf"^\| `{preset}` \|[^|]*\| {size / 1e6:,.2f} \|", text, re.M), size
+
+
 def test_layers_as_text() -> None:
     assert parse_layers("all") is None
     assert parse_layers("0, 3,25-27,-1") == (0, 3, 25, 26, 27, -1)
@@ -252,11 +362,11 @@ def test_layers_as_text() -> None:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("demo", "frames recent virtual chunk memory depformer seed threads device out"),
+        ("demo", "frames preset recent virtual chunk memory depformer seed threads device out"),
         (
             "report",
-            "layers recent virtual chunk sinks memory memory-heads memory-dim hidden-dim "
-            "batch-size config-path",
+            "layers preset recent virtual chunk sinks memory source read write memory-heads "
+            "memory-dim hidden-dim depth batch-size config-path presets",
         ),
     ],
 )
@@ -266,16 +376,17 @@ def test_help_names_every_option_and_the_defaults_of_the_library(
     result = call(command, "--help")
     assert result.exit_code == 0
     text = plain(result.stdout)
-    listed = text.split("Options")[1]
-    named = set(re.findall(r"(?<= )--([a-z-]+)", listed))
-    assert named == {*options.split(), "help"}
+    rows = dict(re.findall(r"^│ --([a-z-]+) +(.*?)(?=^│ --|^╰)", text, re.M | re.S))
+    assert rows.keys() == {*options.split(), "help"}
     assert "Example: ttt-cache " + command in text
     config = CacheConfig()
     for option in options.split():
         default = getattr(config, option.replace("-", "_"), None)
         if default is not None and option != "layers":
-            row = listed.split(f" --{option} ")[1].split(" --")[0]
-            assert f"[default: ({default})]" in row
+            assert f"[default: ({default})]" in rows[option]
+        if option in CHOICES:
+            assert all(re.search(rf"\b{choice}\b", rows[option]) for choice in CHOICES[option])
+    assert "[default: (memory-bank)]" in rows["preset"] and not PRESETS["memory-bank"].settings
 
 
 def test_the_root_lists_its_commands_and_its_version() -> None:
