@@ -76,6 +76,17 @@ def test_what_is_given_goes_before_the_preset():
     assert (config.recent, config.gate, config.source) == (50, "head", "output")
     assert replace(config, chunk=3).recent == 50
     assert CacheConfig(preset="single-token", virtual=10).virtual == 10  # the default, but given
+    assert CacheConfig(preset="hybrid", gate=None).gate == "residual"
+
+
+def test_per_layer_gates_beside_layers_without_a_window():
+    mixed = LAYER | {"recent": {0: 0, 1: 5}, "gate": {0: "head", 1: "residual"}}
+    with ttt_cache.patch(tiny_lm(), layers=[0, 1], **mixed) as handle:
+        assert handle.caches[0].gate is None
+        assert handle.caches[1].gate.kind == "residual"
+    mixed["gate"][0] = "layer"
+    with pytest.raises(ValueError, match="recent=0 and gate='layer' exclude each other"):
+        ttt_cache.patch(tiny_lm(), layers=[0, 1], **mixed)
 
 
 def test_patch_takes_a_preset_and_overrides():

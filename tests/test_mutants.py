@@ -97,8 +97,8 @@ MUTANTS = {
         "memory/ttt.py", "torch.cat([by_token(frames.k), by_token(frames.v)], dim=-1)",
         "torch.cat([by_token(frames.v), by_token(frames.k)], dim=-1)",
     ),
-    "hidden states under source=output": (
-        "memory/query.py", "elif self.source == \"output\":", "elif False:",
+    "keys as queries under source=kv": (
+        "memory/base.py", "return by_token(self.q) if", "return by_token(self.q).flip(-1) if",
     ),
     "memory late by a token under write=arrived": (
         "recent.py", "return 0 if self.arrived else self.recent",

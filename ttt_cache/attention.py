@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .precision import widened
+
 # A new gate leaves the layer close to its recent window, but far enough from saturation to learn:
 # these start with 2% for the memory; where joint starts is up to its virtual tokens.
 OPEN_LOGIT = 4.0
@@ -73,7 +75,7 @@ class Gate(nn.Module):
             q: queries before RoPE, `[B, Hkv, R, T, D]`.
         """
         dtype = q.dtype
-        recent, virtual = at_least_float32(recent), at_least_float32(virtual)
+        recent, virtual = widened(recent), widened(virtual)
         if self.kind == "joint":
             # -inf plus the bias stays -inf: a memory that is not written takes no mass.
             both = torch.cat([recent, virtual + self._per_head(q).to(virtual.dtype)], dim=-1)
@@ -94,9 +96,9 @@ class Gate(nn.Module):
         Returns:
             two tensors that broadcast over `[B, Hkv, R, T, *]`, float32 or wider.
         """
-        one = at_least_float32(q.new_ones(()))
+        one = widened(q.new_ones(()))
         if self.kind == "residual":
-            return one, torch.tanh(at_least_float32(self._per_head(q))) * written
+            return one, torch.tanh(widened(self._per_head(q))) * written
         # A tensor: of two Python numbers `where` would make float32, too narrow for float64.
         alpha = torch.where(written, self._alpha(q), one)
         return alpha, 1 - alpha
@@ -108,7 +110,7 @@ class Gate(nn.Module):
         if self.kind == "query":
             weight = self.weight.view(q.shape[1], q.shape[2], 1, -1).to(q.dtype)
             logit = logit + (q * weight).sum(-1, keepdim=True)
-        return torch.sigmoid(at_least_float32(logit))
+        return torch.sigmoid(widened(logit))
 
     def _per_head(self, q: Tensor) -> Tensor:
         """The learned scalars as `[Hkv, R, 1, 1]`, or `[1, 1, 1, 1]` for one per layer."""
@@ -118,9 +120,4 @@ class Gate(nn.Module):
 
 def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last axis, computed in float32 or wider, in the dtype of `scores`."""
-    return torch.softmax(at_least_float32(scores), dim=-1).to(scores.dtype)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is in float64: `memory.base.wide` for a tensor."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return torch.softmax(widened(scores), dim=-1).to(scores.dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -208,10 +207,3 @@ class HierarchicalCache(nn.Module):
     def by_key_head(self, x: Tensor) -> Tensor:
         """Query heads grouped under the key head they share: `[B, Hkv, R, T, D]`."""
         return x.unflatten(1, (self.kv_heads, -1))
-
-    @staticmethod
-    def full_precision(device_type: str) -> AbstractContextManager:
-        """Autocast must not narrow the inner update."""
-        if not torch.amp.is_autocast_available(device_type):
-            return nullcontext()
-        return torch.autocast(device_type, enabled=False)

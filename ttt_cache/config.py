@@ -33,6 +33,8 @@ def _with_presets(cls: type[C]) -> type[C]:
 
     @functools.wraps(generated)
     def init(self: C, **given: Any) -> None:
+        if given.get("gate", "") is None:
+            del given["gate"]
         generated(self, **(settings_of(given.get("preset")) | given))
 
     cls.__init__ = init  # type: ignore[method-assign]
@@ -77,7 +79,7 @@ class CacheConfig:
         bptt: chunks that gradients travel back through the memory in training; `None` means all.
             It shortens the path, for stability; memory in training is the same.
         preset: a name in `ttt_cache.presets.PRESETS`; its settings are the defaults of what is not
-            given.
+            given. (`dataclasses.replace` gives everything: a preset changes nothing there.)
 
     Raises:
         TypeError, ValueError: a value is of the wrong type or out of range, or two settings exclude

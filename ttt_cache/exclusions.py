@@ -37,7 +37,7 @@ def _without_window(config: CacheConfig) -> Iterator[tuple[str, str, str]]:
             yield "recent", name, why
     if config.sinks:
         yield "recent", "sinks", "sinks share the softmax of the window, and there is none"
-    if config.gate != "head":
+    if isinstance(config.gate, str) and config.gate != "head":
         yield "recent", "gate", "there is no window to be gated; leave gate out"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import recent
 from .memory import TTT, Memory, MemoryState, VirtualTokens
+from .precision import full_precision
 from .recent import Window
 from .rows import choose, per_row
 from .span import Span
@@ -67,7 +68,7 @@ def versions(
     """
     grid, readouts = Grid.of(cache.window, span), [old.readout]
     state = _start(cache, memory, old)
-    with cache.full_precision(features.device.type):
+    with full_precision(features):
         for tokens, valid, closes in _cells(cache.window, grid, features, span):
             state = _truncate(state, len(readouts) - 1, cache.config.bptt)
             partial = memory.feed_chunk(state, tokens, valid)
@@ -103,7 +104,7 @@ def answers(
     place = (grid.token + window.wait - span.start[:, None] - 1).clamp(0, span.length - 1)
     asked = recent.take(queries, place.expand(queries.shape[0], -1)).split(window.chunk, dim=2)
     state, readout, found = _start(cache, memory, old), old.readout, []
-    with cache.full_precision(features.device.type):
+    with full_precision(features):
         cells = _cells(window, grid, features, span)
         for index, (tokens, valid, closes) in enumerate(cells):
             state = _truncate(state, index, cache.config.bptt)

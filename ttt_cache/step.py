@@ -15,6 +15,7 @@ from torch import Tensor
 from . import recent
 from .attention import softmax
 from .memory import TTT, Frames, QueryReader, VirtualTokens
+from .precision import full_precision
 from .rows import choose, per_row
 from .state import CacheState
 
@@ -116,7 +117,7 @@ def _remember(
         leaving = recent.read(state.features, token)[:, 0]  # N tokens ago, its slot is reused
         recent.write(state.features, token, features, mask)
     fed = token - window.wait
-    with cache.full_precision(features.device.type):
+    with full_precision(features):
         start = choose(fed == 1, memory.initial(fed.shape[0]), state.memory)
         partial = memory.feed(start, leaving)
         closed = memory.finish(partial)
@@ -137,7 +138,7 @@ def _ask(
     memory = cache.memory
     assert isinstance(memory, TTT)
     queries = reader.queries(memory, frames)
-    with cache.full_precision(queries.device.type):
+    with full_precision(queries):
         weights = state.memory if cache.window.arrived else memory.published(state.readout)
         answers = memory.answer(weights, queries)
     return reader.output(answers, frames.q.dtype)

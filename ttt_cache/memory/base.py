@@ -29,6 +29,22 @@ class Frames(NamedTuple):
     v: Tensor
     output: Tensor | None
 
+    def learned(self, source: str) -> Tensor:
+        """What a network learns of each token, `[B, T, |s|]`."""
+        if source == "kv":
+            return torch.cat([by_token(self.k), by_token(self.v)], dim=-1)
+        return self._origin(source)
+
+    def asked(self, source: str) -> Tensor:
+        """What each token asks a network with, `[B, T, |a|]`."""
+        return by_token(self.q) if source == "kv" else self._origin(source)
+
+    def _origin(self, source: str) -> Tensor:
+        if source == "hidden":
+            return self.x
+        assert self.output is not None
+        return by_token(self.output)
+
 
 class Memory(nn.Module, abc.ABC):
     """A compressor of tokens.
@@ -71,8 +87,3 @@ class Memory(nn.Module, abc.ABC):
 def by_token(heads: Tensor) -> Tensor:
     """All heads of a token side by side: `[B, H, T, D]` -> `[B, T, H * D]`."""
     return heads.transpose(1, 2).flatten(2)
-
-
-def wide(dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of inner arithmetic beside a model of `dtype`: float32, or float64 for that."""
-    return torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)

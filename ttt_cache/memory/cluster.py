@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..precision import wide
 from ..rows import choose
-from .base import Frames, Memory, MemoryState, wide
+from .base import Frames, Memory, MemoryState
 
 
 class Cluster(Memory):

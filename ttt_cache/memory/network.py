@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import wide
+from ..precision import wide
 
 EPS = 1e-6
 READ_EPS = 1e-2  # of an answer: one that is nearly nothing is not blown up to the size of a memory

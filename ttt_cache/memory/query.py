@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Frames, by_token
+from .base import Frames
 from .network import unit
 from .ttt import TTT
 
@@ -35,13 +35,7 @@ class QueryReader(nn.Module):
 
     def queries(self, memory: TTT, frames: Frames) -> Tensor:
         """Unit queries `[B, h, T, d]` of T tokens, float32 or wider."""
-        if self.source == "kv":
-            asked = by_token(frames.q)
-        elif self.source == "output":
-            assert frames.output is not None
-            asked = by_token(frames.output)
-        else:
-            asked = frames.x
+        asked = frames.asked(self.source)
         return unit(memory.split_heads(asked.to(self.project.dtype) @ self.project))
 
     def output(self, answers: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Frames, Memory, MemoryState, wide
+from ..precision import widened
+from .base import Frames, Memory, MemoryState
 
 
 class Random(Memory):
@@ -39,4 +40,4 @@ class Random(Memory):
         return state
 
     def read(self, state: MemoryState, batch_size: int) -> Tensor:
-        return self.latents.to(wide(self.latents.dtype)).expand(batch_size, -1, -1)
+        return widened(self.latents).expand(batch_size, -1, -1)

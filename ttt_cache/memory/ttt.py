@@ -71,14 +71,7 @@ class TTT(Memory):
         self.cap = math.sqrt([head_dim, *hidden][-1] * head_dim)
 
     def features(self, frames: Frames) -> Tensor:
-        if self.source == "kv":
-            given = torch.cat([by_token(frames.k), by_token(frames.v)], dim=-1)
-        elif self.source == "output":
-            assert frames.output is not None
-            given = by_token(frames.output)
-        else:
-            given = frames.x
-        return given.to(self.project.dtype) @ self.project
+        return frames.learned(self.source).to(self.project.dtype) @ self.project
 
     def initial(self, batch_size: int) -> MemoryState:
         layers = self.fast.layers
