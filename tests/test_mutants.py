@@ -94,8 +94,8 @@ MUTANTS = {
         "memory/cluster.py", 'torch.ones_like(state["members"])', 'state["members"]',
     ),
     "values as keys under source=kv": (
-        "memory/ttt.py", "torch.cat([by_token(frames.k), by_token(frames.v)], dim=-1)",
-        "torch.cat([by_token(frames.v), by_token(frames.k)], dim=-1)",
+        "memory/base.py", "torch.cat([by_token(self.k), by_token(self.v)], dim=-1)",
+        "torch.cat([by_token(self.v), by_token(self.k)], dim=-1)",
     ),
     "keys as queries under source=kv": (
         "memory/base.py", "return by_token(self.q) if", "return by_token(self.q).flip(-1) if",
