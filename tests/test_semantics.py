@@ -216,7 +216,7 @@ def with_gate(cache: HierarchicalCache, case: Case, **gate: object) -> Hierarchi
 def halves(cache: HierarchicalCache, case: Case, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
     """The output, P_recent and P_memory, as soon as the memory is written."""
     parts = [cache] + [with_gate(cache, case, gate="fixed", alpha=a) for a in (1.0, 0.0)]
-    y, recent, memory = (part(*tokens)[0][:, :, case.identical :] for part in parts)
+    y, recent, memory = (part(*tokens)[0][:, :, case.unwritten :] for part in parts)
     return y, recent, memory
 
 
@@ -244,7 +244,7 @@ def test_gates_of_two_outputs(case):
     if case.config.gate == "query":
         logit = torch.einsum("bhtd,hd->bht", tokens.q, weights["gate.weight"])
         alpha = torch.sigmoid(logit + weights["gate.bias"].view(1, -1, 1))[..., None]
-        alpha = alpha[:, :, case.identical :]
+        alpha = alpha[:, :, case.unwritten :]
     assert_near(y, alpha * recent + (1 - alpha) * memory, 1e-10)
 
 
@@ -257,10 +257,10 @@ def test_joint_gate_is_one_softmax(case):
     oracle, bias = Oracle(cache), cache.state_dict()["gate.bias"]
     for t in range(tokens.length):
         oracle.push(*tokens.at(0, t))
-        if t < case.identical:
+        if t < case.unwritten:
             continue
         for head in range(case.num_heads):
-            here = (0, head, t - case.identical)
+            here = (0, head, t - case.unwritten)
             exact, exact_values = oracle.exact_tokens(head, tokens.q[0, head, t])
             scores, values = oracle.virtual_tokens(head, tokens.q[0, head, t])
             both = torch.cat([exact, scores + bias[head]])
