@@ -68,22 +68,18 @@ class Case:
         return self.config.window.capacity
 
     @property
-    def rope(self) -> Rotation:
-        # Moshi's own works in float32 whatever it is given.
-        return rope64 if self.dtype == torch.float64 else RotaryEmbedding(interleave=True)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that a window can hold; nothing is evicted before there are more."""
-        return self.config.window.capacity
-
-    @property
     def unwritten(self) -> int:
         """Tokens that do not read the memory yet, where there is one."""
         window = self.config.window
         if not window.arrived:
             return window.capacity
         return 0 if self.config.read == "query" else self.config.chunk - 1
+
+    @property
+    def identical(self) -> int:
+        """Tokens after which the layer may differ from the unpatched one."""
+        unread = self.config.memory == "none" or self.config.reset_memory
+        return self.capacity if unread else min(self.capacity, self.unwritten)
 
     def tokens(self, batch: int, length: int) -> Tokens:
         """Random tokens; a call after `build` or another `tokens` gives new ones."""
