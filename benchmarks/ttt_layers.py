@@ -117,8 +117,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/ttt_layers"), help="start of names")
     options = parser.parse_args()
+    # Once, at the start: the library may change on disk while a preset runs.
+    record = environment(options.seed, "float32")
     for preset in options.preset:
-        record = environment(options.seed, "float32")
         lines, log, settings = run(preset, options.steps, options.seed, options.pairs)
         title, out = f"ttt_layers: {preset}", options.out.with_name(f"{options.out.name}-{preset}")
         publish(title, out.with_suffix(".json"), record, settings, lines, log=log)
