@@ -94,12 +94,14 @@ class ClusterMemory(MeanMemory):
     def join(self, token: Token) -> None:
         for key_head, key in enumerate(token.keys):
             clusters = self.clusters.setdefault(key_head, [])
-            if len(clusters) < self.config.virtual:
-                clusters.append([token])
-                continue
             means = [mean_of(members, key_head)[0] for members in clusters]
-            distances = [(key - mean).norm().item() for mean in means]
-            clusters[distances.index(min(distances))].append(token)  # the lowest of equals
+            squares = [((key - mean) ** 2).sum() for mean in means]
+            squares += [torch.zeros(())] * (self.config.virtual - len(clusters))  # without members
+            nearest = min(squares) + 1e-4 * (key**2).sum()
+            lowest = next(j for j, square in enumerate(squares) if square <= nearest)
+            if lowest == len(clusters):
+                clusters.append([])
+            clusters[lowest].append(token)
 
     def virtual(self, key_head: int) -> list[Virtual]:
         clusters = self.clusters[key_head]

@@ -64,6 +64,8 @@ def configs(
     network = one("memory", memory) in NETWORKS
     query = one("read", read if network else ["virtual"]) == "query"
     arrived = one("write", CHOICES["write"]) == "arrived"
+    if arrived and not query:  # or frames would be in neither window nor memory
+        chosen["recent"] = max(chosen["recent"], chosen["chunk"] - 1)
     chosen["sinks"] = draw(st.integers(0, most_sinks))
     chosen["alpha"] = draw(st.floats(0, 1))
     chosen["reset_memory"] = draw(st.integers(0, 9)) == 9
@@ -112,6 +114,7 @@ def cases(
         dim=draw(st.integers(1, 7)),
         dtype=width,
         turns=draw(st.sampled_from(list(turns))),
+        repeats=draw(st.integers(0, 3)) == 3,
         seed=draw(st.integers(0, 10_000)),
     )
 

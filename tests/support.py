@@ -31,6 +31,7 @@ class Case:
     dim: int = 5
     dtype: torch.dtype = torch.float64
     turns: bool = True  # has RoPE
+    repeats: bool = False  # every token is one of three
     seed: int = 0
 
     def build(self) -> HierarchicalCache:
@@ -84,8 +85,15 @@ class Case:
     def tokens(self, batch: int, length: int) -> Tokens:
         """Random tokens; a call after `build` or another `tokens` gives new ones."""
 
+        again = torch.randint(3, (batch, length)) if self.repeats else None
+        pool = torch.Generator().manual_seed(self.seed)
+
         def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, dtype=torch.float64).to(self.dtype)
+            if again is None:
+                return torch.randn(shape, dtype=torch.float64).to(self.dtype)
+            few = torch.randn(batch, *shape[1:-2], 3, shape[-1], generator=pool)
+            index = again.view(batch, *[1] * (len(shape) - 3), length, 1).expand(shape)
+            return few.double().gather(-2, index).to(self.dtype)
 
         return Tokens(
             draw(batch, self.num_heads, length, self.head_dim),

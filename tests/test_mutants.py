@@ -86,9 +86,12 @@ MUTANTS = {
         "memory/tokens.py", "scores + members.log().transpose(-1, -2).to(q.dtype)",
         "scores + members.clamp(max=1).log().transpose(-1, -2).to(q.dtype)",
     ),
-    "the farthest cluster takes a token": (
-        "memory/cluster.py", "distance.argmin(-1, keepdim=True)",
-        "distance.masked_fill(distance < 0, 1e30).argmax(-1, keepdim=True)",
+    "one cluster takes every token": (
+        "memory/cluster.py", "distance.amin(-2", "distance.amax(-2",
+    ),
+    "a repeated key starts a cluster": (
+        "memory/cluster.py", "torch.where(members > 0, distance, 0)",
+        "torch.where(members > 0, distance, -1)",
     ),
     "a mean that stands for many": (
         "memory/cluster.py", 'torch.ones_like(state["members"])', 'state["members"]',

@@ -38,6 +38,19 @@ def test_streaming_equals_parallel_with_all_layers_patched(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_streaming_equals_parallel_after_a_silence(preset):
+    """The same frame over and over, of which rounding makes many that are not quite the same."""
+    model = tiny_lm(dim=64)
+    ttt_cache.patch(model, **(small(preset) | {"virtual": 1 if "single" in preset else 8}))
+    stir(model)
+    codes = random_codes(model, LENGTH)
+    codes[:, :, :30] = codes[:, :, :1]
+    expected = temporal(model, codes)
+    assert_near(streamed(model, codes), expected)
+    assert_near(streamed(model, codes, [1, 7, 2, 1, 1, 30, 8]), expected)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_an_adapter_keeps_its_preset(preset, tmp_path):
     model, again = tiny_lm(), tiny_lm()
     config = ttt_cache.patch(model, **small(preset)).config

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attention import Gate
 from .checks import check_inputs, check_mask, check_state, one_of, whole_number
 from .config import GATES, CacheConfig
-from .memory import Attention, QueryReader, VirtualTokens, build_memory, build_reader
+from .memory import TTT, Attention, QueryReader, VirtualTokens, build_memory, build_reader
 from .parallel import extend
 from .state import CacheState, empty_state
 from .step import step
@@ -178,7 +178,8 @@ class HierarchicalCache(nn.Module):
     @property
     def needs_window_output(self) -> bool:
         """Whether the output over window and sinks alone is needed, as such or by the memory."""
-        return not isinstance(self.reader, VirtualTokens) or self.config.source == "output"
+        learned = isinstance(self.memory, TTT) and self.memory.source == "output"
+        return learned or not isinstance(self.reader, VirtualTokens)
 
     def written(self, tokens: Tensor) -> Tensor:
         """Whether the n-th token reads the memory; bool, any shape."""

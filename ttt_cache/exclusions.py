@@ -46,8 +46,13 @@ def _of_memory(config: CacheConfig) -> Iterator[tuple[str, str, str]]:
     if config.memory == "none":
         return
     slots = config.virtual.values() if isinstance(config.virtual, Mapping) else [config.virtual]
-    if config.share and len(set(slots)) > 1:
-        yield "share", "virtual", "slot queries are among the shared weights"
+    has_slots = config.read == "virtual" and config.memory != "mean"
+    if config.share and has_slots and len(set(slots)) > 1:
+        yield "share", "virtual", "the shared memory has one number of slots"
+    delayed = config.read == "virtual" and config.write == "arrived"
+    if delayed and isinstance(config.recent, int) and config.chunk > config.recent + 1:
+        why = "with write='arrived' frames would be in neither the window nor a memory version"
+        yield "recent", "chunk", f"{why}; recent must be at least chunk - 1"
     if config.read == "query":
         if config.memory not in NETWORKS:
             yield "read", "memory", f"only {' and '.join(NETWORKS)} can be asked with a query"

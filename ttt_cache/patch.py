@@ -179,9 +179,10 @@ def prepare(model: nn.Module, config: CacheConfig) -> Patch:
     refuse_streaming(model, transformer, "patched")
     config = resolve(config, transformer)
     assert config.layers is not None
-    for layer in config.layers:
-        check_layer(transformer, layer, config.for_layer(layer))
-    caches = {layer: _build(transformer, layer, config.for_layer(layer)) for layer in config.layers}
+    settings = {layer: _settings(config, layer) for layer in config.layers}
+    for layer, own in settings.items():
+        check_layer(transformer, layer, own)
+    caches = {layer: _build(transformer, layer, own) for layer, own in settings.items()}
     if config.share:
         first, *others = caches.values()
         for cache in others:
@@ -218,6 +219,13 @@ def require_patch(model: nn.Module) -> Patch:
 def patch_of(transformer: StreamingTransformer) -> Patch | None:
     """The patch that is installed in a transformer, if any."""
     return transformer.__dict__.get(SLOT)
+
+
+def _settings(config: CacheConfig, layer: int) -> CacheConfig:
+    try:
+        return config.for_layer(layer)
+    except ValueError as error:  # of two settings, at least one a mapping
+        raise ValueError(f"layer {layer}: {error}") from None
 
 
 def _build(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> HierarchicalCache:

@@ -122,6 +122,7 @@ def check_layer(transformer: StreamingTransformer, layer: int, config: CacheConf
         raise ValueError(
             f"{held} must be within the context {context} of layer {layer}, "
             f"got recent={config.recent} and chunk={config.chunk}"
+            + ("" if config.window.arrived else "; write='arrived' needs no room for a chunk")
         )
 
 

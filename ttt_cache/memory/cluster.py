@@ -7,13 +7,17 @@ from torch import Tensor
 
 from ..precision import wide
 from ..rows import choose
-from .base import Frames, Memory, MemoryState
+from .base import Frames, Memory, MemoryState, by_token
+
+SAME = 1e-4  # squared distances, in squared lengths of the key, that do not count
 
 
 class Cluster(Memory):
     """Sequential k-means of the keys before RoPE, each key head for itself (MacQueen 1967).
 
-    A token joins the cluster with the nearest mean key; the first M tokens start one each.
+    A token joins the cluster with the nearest mean key, but while there are clusters without
+    tokens it starts one of these, unless it repeats a key. Differences below 1% of the key's length
+    count as none, so that rounding does not choose.
 
     Args:
         slots: clusters, M.
@@ -30,8 +34,7 @@ class Cluster(Memory):
         self.register_buffer("zero", torch.zeros((), device=device, dtype=dtype), persistent=False)
 
     def features(self, frames: Frames) -> Tensor:
-        pairs = torch.cat([frames.k, frames.v], dim=-1)
-        return pairs.transpose(1, 2).flatten(2)  # [B, T, Hkv * 2 D]
+        return by_token(torch.cat([frames.k, frames.v], dim=-1))  # [B, T, Hkv * 2 D]
 
     def initial(self, batch_size: int) -> MemoryState:
         shape, dtype = (batch_size, self.kv_heads, self.slots), wide(self.zero.dtype)
@@ -60,12 +63,16 @@ class Cluster(Memory):
         return torch.cat([state["means"], state["members"]], dim=-1)
 
     def _joins(self, pair: Tensor, means: Tensor, members: Tensor) -> Tensor:
-        """Which cluster takes the token: the first empty one, else the nearest."""
+        """Which cluster takes the token, `[B, Hkv, M, 1]`: the first that is as near as any.
+
+        Clusters fill up in order, so an empty one comes after those that a key may repeat.
+        """
         keys, key = means[..., : self.head_dim], pair[..., : self.head_dim]
-        distance = (key - keys).square().sum(-1)  # [B, Hkv, M]
-        distance = torch.where(members[..., 0] > 0, distance, -1)
-        slots = torch.arange(self.slots, device=distance.device)
-        return (distance.argmin(-1, keepdim=True) == slots)[..., None]
+        distance = (key - keys).square().sum(-1, keepdim=True)
+        distance = torch.where(members > 0, distance, 0)
+        slack = SAME * key.square().sum(-1, keepdim=True)
+        near = distance <= distance.amin(-2, keepdim=True) + slack
+        return near & (near.cumsum(-2) == 1)
 
 
 class Mean(Cluster):

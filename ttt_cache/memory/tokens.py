@@ -87,7 +87,7 @@ class LatentTokens(VirtualTokens):
         q = q * self.scale
         latents = readout.flatten(2, 3).to(q.dtype)  # [B, G, V * M, E]
         absorbed = matmul_heads(q, self.to_key.to(q.dtype))  # [B, Hkv, R, G, L, E]
-        scores = absorbed @ latents.transpose(-1, -2)[:, None, None]
+        scores = matmul_groups(absorbed, latents.transpose(-1, -2))
         slots = matmul_heads(q, self.slot_key.to(q.dtype))  # [B, Hkv, R, G, L, M]
         if self.position != "none":
             slots = slots + self._bias().view(*q.shape[1:3], 1, 1, -1).to(q.dtype)
@@ -95,7 +95,7 @@ class LatentTokens(VirtualTokens):
 
     def mix(self, weights: Tensor, readout: Tensor) -> Tensor:
         latents = readout.flatten(2, 3).to(weights.dtype)
-        return matmul_heads(weights @ latents[:, None, None], self.to_value.to(weights.dtype))
+        return matmul_heads(matmul_groups(weights, latents), self.to_value.to(weights.dtype))
 
     def _bias(self) -> Tensor:
         """What a slot's place adds to its scores, `[H, M]`, the same at any time."""
@@ -144,3 +144,13 @@ def matmul_heads(x: Tensor, weight: Tensor) -> Tensor:
     by_head = x.transpose(0, 1)
     product = by_head.flatten(1, -2) @ weight
     return product.unflatten(1, by_head.shape[1:-1]).transpose(0, 1)
+
+
+def matmul_groups(x: Tensor, matrices: Tensor) -> Tensor:
+    """`[B, Hkv, R, G, L, I] @ [B, G, I, J]` -> `[B, Hkv, R, G, L, J]`, one matrix per group.
+
+    Heads are folded into the rows of one product: broadcasting would copy the matrices for each.
+    """
+    by_group = x.permute(0, 3, 1, 2, 4, 5)  # [B, G, Hkv, R, L, I]
+    product = by_group.flatten(2, 4) @ matrices
+    return product.unflatten(2, by_group.shape[2:5]).permute(0, 2, 3, 1, 4, 5)
