@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import ttt_cache
 from ttt_cache.cache import HierarchicalCache
-from ttt_cache.patch import PatchedState
+from ttt_cache.patched import PatchedState
 from ttt_cache.targets import attention_of
 
 CHUNK = 8

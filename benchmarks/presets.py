@@ -46,7 +46,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ttt_cache
 from ttt_cache.memory import QueryReader
-from ttt_cache.patch import PatchedState
+from ttt_cache.patched import PatchedState
 from ttt_cache.presets import PRESETS
 
 RECENT = 100  # the default: what every window of a preset holds at least

@@ -18,7 +18,8 @@ from rich.progress import Progress
 from torch import Tensor
 from weights import Watch, last_layer_bound, memories_of
 
-from ttt_cache.patch import Patch, PatchedState
+from ttt_cache.patch import Patch
+from ttt_cache.patched import PatchedState
 from ttt_cache.targets import attention_of
 
 BLOCK = 1000  # steps between two looks at the memory of the process

@@ -19,7 +19,7 @@ from moshi.models.loaders import get_moshi_lm
 from torch import Tensor
 
 import ttt_cache
-from ttt_cache.patch import PatchedState
+from ttt_cache.patched import PatchedState
 from ttt_cache.report import Report
 from ttt_cache.targets import attention_of
 

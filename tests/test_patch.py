@@ -27,7 +27,7 @@ from moshi.modules.transformer import (
 from torch import nn
 
 import ttt_cache
-from ttt_cache.patch import PatchedAttention
+from ttt_cache.patched import PatchedAttention
 
 
 @pytest.mark.parametrize("streamed_before", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +47,37 @@ def true_or_false(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def layer_indices(value: Any) -> tuple[int, ...] | None:
+    """Check which layers are named, and that each is named once; `None` means all."""
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise TypeError(f"layers must be an iterable of layer indices or None (all), got {value!r}")
+    layers = tuple(whole_number("layers", layer) for layer in value)
+    if not layers:
+        raise ValueError("layers must name at least one layer, got none; None means all")
+    repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
+    if repeated:
+        raise ValueError(f"layers must name each layer once, got {repeated[0]} more than once")
+    return layers
+
+
+def per_layer(name: str, value: Any, check: Callable[[str, Any], Any]) -> Any:
+    """Check a setting, or each value of a mapping from layer to one; keys may be JSON's strings."""
+    if not isinstance(value, Mapping):
+        return check(name, value)
+    if not value:
+        raise ValueError(f"{name} must be a value or map each patched layer to one, got {{}}")
+    checked = {}
+    for key, item in value.items():
+        is_json = isinstance(key, str) and key.lstrip("-").isdigit()
+        layer = whole_number(f"{name} keys", int(key) if is_json else key)
+        if layer in checked:
+            raise ValueError(f"{name} must name each layer once, got {layer} more than once")
+        checked[layer] = check(f"{name}[{layer}]", item)
+    return checked
 
 
 def check_inputs(cache: HierarchicalCache, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> None:

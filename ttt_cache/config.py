@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any, TypeVar
 
-from .checks import one_of, true_or_false, whole_number
+from .checks import layer_indices, one_of, per_layer, true_or_false, whole_number
 from .exclusions import refuse_exclusions
 from .presets import settings_of
 from .recent import Window
@@ -113,13 +113,13 @@ class CacheConfig:
 
         for name, allowed in CHOICES.items():
             one_of(name, getattr(self, name), allowed)
-        put("layers", _layers(self.layers))
+        put("layers", layer_indices(self.layers))
         if self.recent is not None:
-            put("recent", _per_layer("recent", self.recent, lambda n, v: whole_number(n, v, 0)))
-        put("virtual", _per_layer("virtual", self.virtual, lambda n, v: whole_number(n, v, 1)))
+            put("recent", per_layer("recent", self.recent, lambda n, v: whole_number(n, v, 0)))
+        put("virtual", per_layer("virtual", self.virtual, lambda n, v: whole_number(n, v, 1)))
         if self.gate is None:
             put("gate", "head" if self.read == "query" else "joint")
-        put("gate", _per_layer("gate", self.gate, lambda n, v: one_of(n, v, GATES)))
+        put("gate", per_layer("gate", self.gate, lambda n, v: one_of(n, v, GATES)))
         for name in ("chunk", "memory_heads", "memory_dim", "hidden_dim"):
             put(name, whole_number(name, getattr(self, name), 1))
         put("sinks", whole_number("sinks", self.sinks, 0))
@@ -161,35 +161,6 @@ class CacheConfig:
         recent = whole_number("recent", self.recent, 0)
         chunk = 1 if self.memory == "none" else self.chunk
         return Window(recent, chunk, self.sinks, self.write == "arrived")
-
-
-def _layers(value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise TypeError(f"layers must be an iterable of layer indices or None (all), got {value!r}")
-    layers = tuple(whole_number("layers", layer) for layer in value)
-    if not layers:
-        raise ValueError("layers must name at least one layer, got none; None means all")
-    repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
-    if repeated:
-        raise ValueError(f"layers must name each layer once, got {repeated[0]} more than once")
-    return layers
-
-
-def _per_layer(name: str, value: Any, check: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return check(name, value)
-    if not value:
-        raise ValueError(f"{name} must be a value or map each patched layer to one, got {{}}")
-    checked = {}
-    for key, item in value.items():
-        is_json = isinstance(key, str) and key.lstrip("-").isdigit()  # JSON keys are strings
-        layer = whole_number(f"{name} keys", int(key) if is_json else key)
-        if layer in checked:
-            raise ValueError(f"{name} must name each layer once, got {layer} more than once")
-        checked[layer] = check(f"{name}[{layer}]", item)
-    return checked
 
 
 def _depth(value: Any) -> int:

@@ -1,22 +1,16 @@
-"""Into Moshi's layers and out again.
-
-A patched attention keeps its module, its projections, its hooks and its place in the model: only
-the class of the instance changes, and a `HierarchicalCache` is added under `ttt_cache`. So module
-paths, `_cached_children` and the state dict of everything else stay as they are.
-"""
+"""Into Moshi's layers and out again: see `patched.py` for what stands there in between."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from moshi.modules.streaming import State, StreamingModule
+from moshi.modules.streaming import StreamingModule
 from moshi.modules.transformer import StreamingMultiheadAttention, StreamingTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from .cache import HierarchicalCache
 from .config import CacheConfig
-from .state import CacheState
+from .patched import SLOT, PatchedAttention
 from .targets import (
     attention_of,
     check_layer,
@@ -25,51 +19,6 @@ from .targets import (
     refuse_streaming,
     resolve,
 )
-
-SLOT = "ttt_cache"  # name of the cache inside an attention, of the handle on a transformer
-
-
-@dataclass
-class PatchedState(State):
-    """Streaming state of a patched attention, as Moshi's streaming machinery handles it."""
-
-    cache: CacheState
-
-    def reset(self, reset_mask: Tensor) -> None:
-        super().reset(reset_mask)
-        self.cache.reset(reset_mask)
-
-
-class PatchedAttention(StreamingMultiheadAttention):
-    """Moshi's self-attention with a hierarchical cache in place of its ring."""
-
-    ttt_cache: HierarchicalCache
-
-    def _init_streaming_state(self, batch_size: int) -> PatchedState:  # type: ignore[override]
-        device, dtype = projection_format(self)
-        cache = self.ttt_cache.init_state(batch_size, device, dtype)
-        return PatchedState(batch_size, device, cache)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = self._project(query)
-        state = self._streaming_state
-        if state is None:
-            y, _ = self.ttt_cache(q, k, v, query)
-        else:
-            if not isinstance(state, PatchedState):
-                raise RuntimeError(
-                    f"the streaming state of a patched attention must be a PatchedState, got a "
-                    f"{type(state).__name__}: it was taken before the model was patched"
-                )
-            y = self.ttt_cache.stream(q, k, v, query, state.cache, state.exec_mask)
-        return self.out_projs[0](y.transpose(1, 2).flatten(2))
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kv_dim = self.embed_dim // self.kv_repeat
-        parts = self.in_projs[0](x).split([self.embed_dim, kv_dim, kv_dim], dim=-1)
-        width = self.embed_dim // self.num_heads
-        q, k, v = (part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts)
-        return q, k, v
 
 
 class Patch:

@@ -15,7 +15,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .checks import whole_number
-from .patch import PatchedAttention, patch_of
+from .patch import patch_of
+from .patched import PatchedAttention
 from .targets import attention_of, find_transformer
 
 

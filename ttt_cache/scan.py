@@ -122,10 +122,15 @@ def answers(
             readout = torch.where(per_row(closes, read), read, readout)
     if not found:  # every token waits
         return queries.new_zeros(queries.shape[0], span.length, memory.latent_dim), readout, state
+    return _off_the_grid(torch.cat(found, dim=1), window, grid, span), readout, state
+
+
+def _off_the_grid(found: Tensor, window: Window, grid: Grid, span: Span) -> Tensor:
+    """What stands in the place of each new token's query, of `[B, K C, E]`: `[B, T, E]`."""
     first = span.start[:, None] - window.wait - grid.token[:, :1] + 1
     column = first + torch.arange(span.length, device=first.device)
-    column = column.clamp(0, grid.token.shape[1] - 1).expand(queries.shape[0], -1)
-    return recent.take(torch.cat(found, dim=1)[:, None], column)[:, 0], readout, state
+    column = column.clamp(0, found.shape[1] - 1).expand(found.shape[0], -1)
+    return recent.take(found[:, None], column)[:, 0]
 
 
 def _start(cache: HierarchicalCache, memory: Memory, old: CacheState) -> MemoryState:
