@@ -153,7 +153,7 @@ def measure(batch_size: int, repetitions: int) -> dict[str, Row]:
 
 def table_of(state: dict[str, float], results: dict[int, dict[str, Row]]) -> Table:
     table = Table(title="presets: one layer of Moshi 7B, one token; steps beside stock's")
-    table.add_column("preset")
+    table.add_column("preset", no_wrap=True)
     for column in ("state MB", "MFLOP", "ATen ops", "not views"):
         table.add_column(column, justify="right")
     for batch in results:
@@ -189,7 +189,7 @@ def main() -> None:
         "steps_per_sample": CHUNK,
     }
     publish("presets", options.out, record, settings, lines, state_mb=state, results=results)
-    Console(width=130).print(table_of(state, results))
+    Console(width=140).print(table_of(state, results))
 
 
 if __name__ == "__main__":
