@@ -29,7 +29,7 @@ def sizes(draw: st.DrawFn) -> dict[str, Any]:
     """Small enough to evict, and to make several versions, within a few tokens."""
     return {
         "recent": draw(st.integers(1, 12)),
-        "chunk": draw(st.integers(1, 6)),
+        "chunk": draw(st.integers(1, 6) | st.just(17)),
         "virtual": draw(st.integers(1, 4)),
         "memory_heads": draw(st.integers(1, 3)),
         "memory_dim": draw(st.integers(2, 5)),
