@@ -79,6 +79,14 @@ def test_a_bfloat16_model_keeps_float32_fast_weights_on_disk(tmp_path):
     assert dtypes["memory.project"] == torch.bfloat16
 
 
+def test_a_window_of_the_context_follows_the_model_it_is_loaded_into(tmp_path):
+    model = tiny_lm()
+    ttt_cache.patch(model, preset="hybrid", chunk=4)
+    folder = ttt_cache.save_adapter(model, tmp_path)
+    handle = ttt_cache.load_adapter(tiny_lm(context=48), folder)
+    assert {cache.window.recent for cache in handle.caches.values()} == {48}
+
+
 def test_a_hub_id_works_where_a_folder_does(saved, monkeypatch):
     folder, model = saved
 

@@ -92,14 +92,15 @@ def test_per_layer_gates_beside_layers_without_a_window():
 def test_patch_takes_a_preset_and_overrides():
     model = tiny_lm()
     with ttt_cache.patch(model, preset="hybrid", layers=[1], chunk=2) as handle:
-        assert handle.config.recent == 64  # the context of the model
+        assert handle.config.recent is None  # an adapter means the context of any model
+        assert handle.caches[1].window.recent == 64  # here that of this one
         assert handle.config.gate == "residual"
         assert handle.config.chunk == 2
     with ttt_cache.patch(model, preset="full-context") as handle:
-        assert handle.config.for_layer(2).recent == 64
+        assert [cache.window.recent for cache in handle.caches.values()] == [64] * 3
     with pytest.raises(ValueError, match=r"preset must be one of memory-bank, .*got 'nothing'"):
         ttt_cache.patch(model, preset="nothing")
-    with pytest.raises(ValueError, match="recent=None is the layer's context, and layer 0 has non"):
+    with pytest.raises(ValueError, match=r"layer 0: recent=None is .*context, and it has none"):
         ttt_cache.patch(tiny_lm(context=None), preset="hybrid")
     with pytest.raises(ValueError, match="recent must be within the context 64 of layer 0"):
         ttt_cache.patch(model, preset="hybrid", recent=65)

@@ -106,7 +106,7 @@ def test_a_new_hybrid_is_the_identity_at_any_length(length):
     codes = random_codes(model, length)
     stock = temporal(model, codes)
     handle = ttt_cache.patch(model, preset="hybrid", chunk=4)
-    assert handle.config.recent == CONTEXT
+    assert {cache.window.recent for cache in handle.caches.values()} == {CONTEXT}
     assert_near(temporal(model, codes), stock, 1e-6)
     assert_near(streamed(model, codes), stock)
     stir(model)

@@ -52,7 +52,7 @@ class CacheConfig:
     Args:
         layers: layers to patch, negative indices allowed; `None` means all.
         recent: frames that are kept exactly [N]; 0 replaces attention by the memory. `None` means
-            the layer's whole context, which `patch` looks up.
+            the whole context of whichever layer is patched.
         virtual: virtual tokens read out of the memory [M], at least 1. `mean` always has one.
         chunk: frames that make one memory version together [C]; with `write="evicted"` they
             leave the window together.
@@ -69,8 +69,8 @@ class CacheConfig:
             the memory: a TTT layer, arXiv 2407.04620).
         write: the memory takes in a frame when it is `evicted` from the window, or at once when it
             has `arrived`.
-        gate: how window and memory are mixed, see `ttt_cache.attention.Gate`; `joint` if not
-            given, and `head` for `read="query"`.
+        gate: how window and memory are mixed, see `ttt_cache.attention.Gate`. If not given, or
+            `None`: the preset's, else `joint`, else for `read="query"` `head`.
         alpha: share of the recent window under `gate="fixed"`, in [0, 1].
         position: of virtual tokens: `none`, `slot` (a learned bias each, oldest to newest) or
             `decay` (a bias that falls with age, at a learned rate).

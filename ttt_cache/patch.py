@@ -18,6 +18,7 @@ from .targets import (
     projection_format,
     refuse_streaming,
     resolve,
+    settings_of_layer,
 )
 
 
@@ -128,7 +129,7 @@ def prepare(model: nn.Module, config: CacheConfig) -> Patch:
     refuse_streaming(model, transformer, "patched")
     config = resolve(config, transformer)
     assert config.layers is not None
-    settings = {layer: _settings(config, layer) for layer in config.layers}
+    settings = {layer: settings_of_layer(config, transformer, layer) for layer in config.layers}
     for layer, own in settings.items():
         check_layer(transformer, layer, own)
     caches = {layer: _build(transformer, layer, own) for layer, own in settings.items()}
@@ -151,6 +152,9 @@ def unpatch(model: nn.Module) -> None:
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The trainable tensors of the patch, for an optimizer. The base model is left alone.
 
+    The list is empty where there is nothing to train: presets `window`, `streaming-llm`,
+    `full-context` and `extended-context`.
+
     Raises:
         RuntimeError: the model is not patched.
     """
@@ -168,13 +172,6 @@ def require_patch(model: nn.Module) -> Patch:
 def patch_of(transformer: StreamingTransformer) -> Patch | None:
     """The patch that is installed in a transformer, if any."""
     return transformer.__dict__.get(SLOT)
-
-
-def _settings(config: CacheConfig, layer: int) -> CacheConfig:
-    try:
-        return config.for_layer(layer)
-    except ValueError as error:  # of two settings, at least one a mapping
-        raise ValueError(f"layer {layer}: {error}") from None
 
 
 def _build(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> HierarchicalCache:

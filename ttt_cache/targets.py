@@ -58,7 +58,7 @@ def _transformers(module: nn.Module, path: str) -> Iterable[tuple[str, Streaming
 
 
 def resolve(config: CacheConfig, transformer: StreamingTransformer) -> CacheConfig:
-    """`config` with every layer index counted from 0, mappings that fit them, and contexts."""
+    """`config` with every layer index counted from 0, and mappings that fit the layers."""
     num_layers = len(transformer.layers)
 
     def index(name: str, layer: int) -> int:
@@ -75,10 +75,6 @@ def resolve(config: CacheConfig, transformer: StreamingTransformer) -> CacheConf
     if repeated:
         raise ValueError(f"layers names layer {repeated[0]} more than once, got {config.layers}")
     changes: dict[str, Any] = {"layers": tuple(layers)}
-    if config.recent is None:
-        contexts = {layer: _context(transformer, layer) for layer in layers}
-        same = len(set(contexts.values())) == 1
-        changes["recent"] = contexts[layers[0]] if same else contexts
     for name in ("recent", "virtual", "gate"):
         value = getattr(config, name)
         if isinstance(value, Mapping):
@@ -90,11 +86,24 @@ def resolve(config: CacheConfig, transformer: StreamingTransformer) -> CacheConf
     return replace(config, **changes)
 
 
-def _context(transformer: StreamingTransformer, layer: int) -> int:
-    context = getattr(getattr(transformer.layers[layer], "self_attn", None), "context", None)
-    if context is None:
-        raise ValueError(f"recent=None is the layer's context, and layer {layer} has none")
-    return context
+def settings_of_layer(
+    config: CacheConfig, transformer: StreamingTransformer, layer: int
+) -> CacheConfig:
+    """The settings of one layer, with mappings resolved and the context looked up.
+
+    Raises:
+        ValueError: two of them, at least one a mapping, exclude each other; there is no context.
+    """
+    try:
+        own = config.for_layer(layer)
+        if own.recent is not None:
+            return own
+        context = getattr(getattr(transformer.layers[layer], "self_attn", None), "context", None)
+        if context is None:
+            raise ValueError("recent=None is the layer's context, and it has none")
+        return replace(own, recent=context)
+    except ValueError as error:
+        raise ValueError(f"layer {layer}: {error}") from None
 
 
 def check_layer(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> None:
@@ -119,10 +128,11 @@ def check_layer(transformer: StreamingTransformer, layer: int, config: CacheConf
     context = attention_of(transformer, layer).context
     if config.memory != "none" and context is not None and config.window.capacity > context:
         held = "recent" if config.window.arrived else "recent + chunk - 1"
+        waits = config.window.capacity > config.window.recent <= context
         raise ValueError(
             f"{held} must be within the context {context} of layer {layer}, "
             f"got recent={config.recent} and chunk={config.chunk}"
-            + ("" if config.window.arrived else "; write='arrived' needs no room for a chunk")
+            + ("; write='arrived' needs no room for a chunk" if waits else "")
         )
 
 

@@ -64,13 +64,14 @@ def demo(
     try:
         with console.status("Loading PyTorch and Moshi"):
             from ttt_cache.demo.pair import Size, make_pair
-            from ttt_cache.demo.plan import make_plan
+            from ttt_cache.demo.plan import make_folder, make_plan
             from ttt_cache.demo.run import run
 
         settings = given(preset=preset, recent=recent, virtual=virtual, chunk=chunk, memory=memory)
         with console.status("Building both models"), refusals():
             plan = make_plan(wav, frames, settings, depformer, seed, threads, device, out)
             stock, patched, handle = make_pair(Size(), plan.config, plan.seed, plan.device)
+            make_folder(plan.out)
         run(plan.resolved(handle.config), stock, patched)
     except KeyboardInterrupt:
         raise fail(

@@ -28,7 +28,7 @@ class Plan:
         name: of the clip.
         clip: samples at 24 kHz, float32 [1, 1, T].
         frames: length of the conversation, 80 ms each.
-        out: a folder that exists and can be written to.
+        out: folder of the results; see `make_folder`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Plan:
     out: Path
 
     def resolved(self, config: CacheConfig) -> Plan:
-        """The plan with the settings as the patch has them: contexts looked up, layers counted."""
+        """The plan with the settings as the patch has them: layers counted."""
         return replace(self, config=config)
 
 
@@ -56,7 +56,7 @@ def make_plan(
     device: str | None = None,
     out: Path = Path("out/demo"),
 ) -> Plan:
-    """Check every choice, read the clip and make the folder.
+    """Check every choice and read the clip; nothing is written yet.
 
     Raises:
         TypeError, ValueError: a choice is not possible; the message names it.
@@ -76,7 +76,7 @@ def make_plan(
         seed=seed,
         threads=threads,
         device=device,
-        out=_folder(out),
+        out=out,
     )
 
 
@@ -97,11 +97,15 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _folder(out: Path) -> Path:
+def make_folder(out: Path) -> None:
+    """Make the folder of the results, before the time is spent that makes them.
+
+    Raises:
+        ValueError: it cannot be made, or not be written to.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out must be a folder, got {out}: {error.strerror}") from error
     if not os.access(out, os.W_OK):
         raise ValueError(f"--out must be a folder that can be written to, got {out}")
-    return out

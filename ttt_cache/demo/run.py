@@ -120,8 +120,8 @@ def _write(plan: Plan, model: LMModel, record: Record, result: dict[str, Any]) -
 def _system(plan: Plan) -> str:
     config = plan.config
     named = "" if config.preset is None else f"preset {config.preset}, "
-    window = f"recent {config.recent}" if config.recent else "no window"
-    return f"{named}{window}, memory {config.memory}"
+    windows = {None: "the whole context", 0: "no window"}
+    return f"{named}{windows.get(config.recent, f'recent {config.recent}')}, memory {config.memory}"
 
 
 def _say(plan: Plan, model: LMModel, result: dict[str, Any]) -> None:
@@ -137,10 +137,14 @@ def _say(plan: Plan, model: LMModel, result: dict[str, Any]) -> None:
             f"Note: {plan.frames} frames are less than the stock context of {context}; the stock "
             f"model has forgotten nothing yet. The default of 6000 is twice the context."
         )
-    console.print(
-        "The patch's own cost per step weighs less the wider the layers are: here "
-        f"{model.dim}, in Moshi 7B 4096."
-    )
+    recent = plan.config.recent
+    if isinstance(recent, int) and recent < context:
+        console.print(
+            "The patch's own cost per step weighs less the wider the layers are: here "
+            f"{model.dim}, in Moshi 7B 4096."
+        )
+    if recent == 0:
+        console.print("Until it is trained, a TTT layer adds nothing to what passes through it.")
     if not plan.depformer:
         console.print(
             "A step is the temporal transformer's, which is what is patched; add --depformer for "
