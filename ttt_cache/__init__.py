@@ -6,6 +6,7 @@ from .config import CacheConfig
 from .patch import Patch, adapter_parameters, patch, unpatch
 from .report import report
 from .state import CacheState
+from .training.distill import distill
 from .version import __version__
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Patch",
     "__version__",
     "adapter_parameters",
+    "distill",
     "load_adapter",
     "patch",
     "report",

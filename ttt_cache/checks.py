@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +49,17 @@ def true_or_false(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def real_number(name: str, value: Any, least: float = 0.0, most: float = math.inf) -> float:
+    """Check a real setting in [least, most]; raises `TypeError` or `ValueError`."""
+    allowed = f"in [{least:g}, {most:g}]" if most < math.inf else f"of at least {least:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number {allowed}, got {value!r}")
+    number = float(value)
+    if not (least <= number <= most and math.isfinite(number)):
+        raise ValueError(f"{name} must be a number {allowed}, got {value}")
+    return number
 
 
 def layer_indices(value: Any) -> tuple[int, ...] | None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
 from typing import Any, TypeVar
 
-from .checks import layer_indices, one_of, per_layer, true_or_false, whole_number
+from .checks import (
+    layer_indices,
+    one_of,
+    per_layer,
+    real_number,
+    true_or_false,
+    whole_number,
+)
 from .exclusions import refuse_exclusions
 from .presets import settings_of
 from .recent import Window
@@ -124,7 +130,7 @@ class CacheConfig:
             put(name, whole_number(name, getattr(self, name), 1))
         put("sinks", whole_number("sinks", self.sinks, 0))
         put("depth", _depth(self.depth))
-        put("alpha", _share("alpha", self.alpha))
+        put("alpha", real_number("alpha", self.alpha, 0, 1))
         for name in ("share", "reset_memory"):
             true_or_false(name, getattr(self, name))
         if self.bptt is not None:
@@ -168,12 +174,3 @@ def _depth(value: Any) -> int:
     if depth not in (2, 3):
         raise ValueError(f"depth must be 2 or 3, got {depth}")
     return depth
-
-
-def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number in [0, 1], got {value!r}")
-    share = float(value)
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-    return share

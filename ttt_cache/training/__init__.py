@@ -1,0 +1,1 @@
+"""Training the memory: distillation, fine-tuning in stages, data."""

@@ -1,0 +1,138 @@
+"""Stage 0: the memory learns, layer by layer, to answer as full context would have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from ttt_cache.checks import real_number, true_or_false, whole_number
+from ttt_cache.patch import Patch, require_patch
+
+from .lesson import lesson
+from .masters import float32_adapter
+from .schedule import optimizer_for
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What distillation did.
+
+    Attributes:
+        errors: by layer, the relative squared error of its attention output in every step: 0 is
+            full context, 1 is silence. The first is that of the window, if the memory was new.
+    """
+
+    errors: dict[int, list[float]]
+
+    def __str__(self) -> str:
+        lines = [
+            f"layer {layer}: error {errors[0]:.4f} -> {errors[-1]:.4f}"
+            for layer, errors in self.errors.items()
+            if errors
+        ]
+        return "\n".join(lines) or "no step was made"
+
+
+def distill(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, ...]],
+    *,
+    steps: int | None = None,
+    lr: float = 3e-3,
+    weight_decay: float = 0.0,
+    pct_start: float = 0.05,
+    max_norm: float = 1.0,
+    progress: bool = True,
+) -> Distilled:
+    """Train the memory of a patched model to match its layers' full-context attention.
+
+    One forward pass of Moshi serves all layers, and no gradient goes through the model: it takes
+    one layer's activations at a time beside the model itself. Only the caches' weights change; they
+    are float32 meanwhile and return to the model's dtype.
+
+    Args:
+        model: patched; sequences should be well beyond `recent + chunk`, within its context.
+        batches: tuples of the arguments of `model.forward`, one for each step: `(codes,)` for an
+            `LMModel`, codes int64 `[B, K, T]`.
+        steps: how many of them to take; all of them by default, which then need a length.
+        lr: highest learning rate of AdamW, after the share `pct_start` of the steps.
+        max_norm: gradients of all layers together are clipped to this norm.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        TypeError: a batch is not a tuple, or an argument is of the wrong type.
+        ValueError: there are no batches, nothing to train, or an argument is out of range.
+        RuntimeError: the model is not patched, is streaming, or an error is not finite; the message
+            names step and layer, and that step changes nothing.
+
+    Example:
+        >>> ttt_cache.patch(model, recent=100)
+        >>> print(ttt_cache.distill(model, [(codes,) for codes in recordings]))
+    """
+    handle = require_patch(model)
+    steps = _steps(steps, batches)
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("max_norm", max_norm)):
+        real_number(name, value)
+    real_number("pct_start", pct_start, 0, 1)
+    true_or_false("progress", progress)
+    trained = [p for cache in handle.caches.values() for p in cache.parameters() if p.requires_grad]
+    trained = list({id(p): p for p in trained}.values())
+    if not trained:
+        raise ValueError(
+            f"model has nothing to train: memory={handle.config.memory!r} without trainable weights"
+        )
+    errors: dict[int, list[float]] = {layer: [] for layer in sorted(handle.layers)}
+    with float32_adapter(handle):
+        optimizer, schedule = optimizer_for(trained, lr, weight_decay, steps, pct_start)
+        shown = track(
+            islice(batches, steps),
+            "distil",
+            steps,
+            console=Console(stderr=True),
+            disable=not progress,
+        )
+        for step, batch in enumerate(shown):
+            optimizer.zero_grad()
+            for layer, error in _finite(step, _learn(handle, model, step, batch)).items():
+                errors[layer].append(error)
+            torch.nn.utils.clip_grad_norm_(trained, max_norm)
+            optimizer.step()
+            schedule.step()
+        optimizer.zero_grad()
+    if not any(errors.values()):
+        raise ValueError("batches must hold at least one batch, got none")
+    return Distilled(errors)
+
+
+def _steps(steps: int | None, batches: Iterable[Any]) -> int:
+    if steps is not None:
+        return whole_number("steps", steps, 1)
+    if not isinstance(batches, Sized):
+        raise TypeError("steps must be given where batches have no length")
+    if not len(batches):
+        raise ValueError("batches must hold at least one batch, got none")
+    return len(batches)
+
+
+def _learn(handle: Patch, model: nn.Module, step: int, batch: Any) -> dict[int, Tensor]:
+    if not isinstance(batch, tuple):
+        raise TypeError(
+            f"batches must be tuples of the arguments of model.forward; batch {step} is a "
+            f"{type(batch).__name__}"
+        )
+    return lesson(handle, lambda: model(*batch))
+
+
+def _finite(step: int, errors: dict[int, Tensor]) -> dict[int, float]:
+    found = {layer: float(error) for layer, error in errors.items()}
+    for layer, error in found.items():
+        if not torch.isfinite(torch.tensor(error)):
+            raise RuntimeError(f"step {step}: the error of layer {layer} is {error}")
+    return found
