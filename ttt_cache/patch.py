@@ -132,7 +132,7 @@ def prepare(model: nn.Module, config: CacheConfig) -> Patch:
     settings = {layer: settings_of_layer(config, transformer, layer) for layer in config.layers}
     for layer, own in settings.items():
         check_layer(transformer, layer, own)
-    caches = {layer: _build(transformer, layer, own) for layer, own in settings.items()}
+    caches = {layer: build_cache(transformer, layer, own) for layer, own in settings.items()}
     if config.share:
         first, *others = caches.values()
         for cache in others:
@@ -174,7 +174,10 @@ def patch_of(transformer: StreamingTransformer) -> Patch | None:
     return transformer.__dict__.get(SLOT)
 
 
-def _build(transformer: StreamingTransformer, layer: int, config: CacheConfig) -> HierarchicalCache:
+def build_cache(
+    transformer: StreamingTransformer, layer: int, config: CacheConfig
+) -> HierarchicalCache:
+    """A new cache that fits a layer's attention; `config`: settings of one layer."""
     attention = attention_of(transformer, layer)
     device, dtype = projection_format(attention)
     return HierarchicalCache(

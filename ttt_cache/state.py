@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,6 +52,20 @@ class CacheState:
         """A new state with `fn` applied to every tensor."""
         plain = {name: fn(t) for name, t in self.tensors() if "." not in name}
         return replace(self, **plain, memory={name: fn(t) for name, t in self.memory.items()})
+
+    def filled(self, tensors: Mapping[str, Tensor]) -> CacheState:
+        """A state of this layout that holds other tensors, named as `tensors()` names them.
+
+        Raises:
+            ValueError: one is missing or of another shape.
+        """
+        for name, mine in self.tensors():
+            if name not in tensors or tensors[name].shape != mine.shape:
+                got = tuple(tensors[name].shape) if name in tensors else "none"
+                raise ValueError(f"{name} must be of shape {tuple(mine.shape)}, got {got}")
+        plain = {name: tensors[name] for name, _ in self.tensors() if "." not in name}
+        memory = {name: tensors[f"memory.{name}"] for name in self.memory}
+        return replace(self, **plain, memory=memory)
 
     def detach(self) -> CacheState:
         """The same values, cut from the autograd graph (between training segments)."""

@@ -1,0 +1,229 @@
+"""The YAML of a training run: moshi-finetune's keys, and one block `ttt_cache:` beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ttt_cache.config import CacheConfig
+
+FRAME_RATE = 12.5  # Mimi's frames per second
+STAGES = ("distill", "compressor", "layers", "everything")  # each trains what those before it do
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Block):
+    """jsonl manifests: see `ttt_cache.training.data`."""
+
+    train_data: str
+    eval_data: str = ""
+    shuffle: bool = False
+
+
+class Paths(_Block):
+    """What `moshi.models.loaders.CheckpointInfo.from_hf_repo` takes."""
+
+    hf_repo_id: str = "kyutai/moshiko-pytorch-bf16"
+    mimi_path: str | None = None
+    moshi_path: str | None = None
+    tokenizer_path: str | None = None
+    config_path: str | None = None
+
+
+class Lora(_Block):
+    enable: bool = False
+    rank: int = Field(64, ge=1)
+    scaling: float = Field(2.0, gt=0)
+    ft_embed: bool = False
+
+
+class Optim(_Block):
+    lr: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    pct_start: float = Field(0.05, ge=0, le=1)
+
+
+class Wandb(_Block):
+    project: str | None = None
+    offline: bool = False
+    key: str | None = None
+    run_name: str | None = None
+
+
+class Stage(_Block):
+    """One stage of training.
+
+    Attributes:
+        train: `distill` (the memory, layer by layer), `compressor` (the memory, by the model's
+            loss), `layers` (also the patched layers), `everything`.
+        steps: optimizer steps; `max_steps` if not given.
+        frames: lengths of segments, a curriculum: each gets the same share of the steps.
+            `duration_sec` if not given.
+        lr: highest learning rate; `optim.lr` if not given.
+    """
+
+    train: Literal["distill", "compressor", "layers", "everything"]
+    steps: int | None = Field(None, ge=1)
+    frames: list[int] | None = Field(None, min_length=1)
+    lr: float | None = Field(None, ge=0)
+
+    @field_validator("frames")
+    @classmethod
+    def _positive(cls, frames: list[int] | None) -> list[int] | None:
+        if frames is not None and min(frames) < 1:
+            raise ValueError(f"lengths must be at least 1 frame, got {min(frames)}")
+        return frames
+
+
+class Cache(_Block):
+    """The block `ttt_cache:`.
+
+    Attributes:
+        patch: settings of `ttt_cache.patch`.
+        stages: what is trained, in this order.
+        adapter: a folder or hub id of an adapter to go on from.
+        session_sec: recordings are concatenated in file order to sessions of at least that length;
+            0 leaves every recording by itself.
+        codes_dir: where the tokenised recordings are kept; `run_dir/codes` if not given.
+        distillation_weight: of the divergence from the full-context model's predictions.
+    """
+
+    patch: dict[str, Any] = Field(default_factory=dict)
+    stages: list[Stage] = Field(default_factory=lambda: [Stage(train="compressor")], min_length=1)
+    adapter: str | None = None
+    session_sec: float = Field(0.0, ge=0)
+    codes_dir: str | None = None
+    distillation_weight: float = Field(0.0, ge=0)
+
+    @field_validator("patch")
+    @classmethod
+    def _patch(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        try:
+            CacheConfig.from_fields(fields)
+        except TypeError as error:  # pydantic reports ValueErrors only
+            raise ValueError(str(error)) from error
+        return fields
+
+    @field_validator("stages")
+    @classmethod
+    def _order(cls, stages: list[Stage]) -> list[Stage]:
+        order = [STAGES.index(stage.train) for stage in stages]
+        if order != sorted(order):
+            raise ValueError(f"must widen in the order {', '.join(STAGES)}")
+        return stages
+
+
+class Settings(_Block):
+    """A training run. Keys and defaults are moshi-finetune's where it has them."""
+
+    data: Data
+    run_dir: str
+    moshi_paths: Paths = Paths()
+    first_codebook_weight_multiplier: float = Field(1.0, ge=0)
+    text_padding_weight: float = Field(0.5, ge=0)
+    optim: Optim = Optim()
+    seed: int = Field(0, ge=0)
+    num_microbatches: int = Field(1, ge=1)
+    duration_sec: float = Field(10.0, gt=0)
+    batch_size: int = Field(1, ge=1)
+    max_norm: float = Field(1.0, gt=0)
+    max_steps: int = Field(100, ge=1)
+    log_freq: int = Field(1, ge=1)
+    ckpt_freq: int = Field(0, ge=0)
+    do_ckpt: bool = True
+    num_ckpt_keep: int | None = Field(3, ge=1)
+    save_adapters: bool = True
+    eval_freq: int = Field(0, ge=0)
+    do_eval: bool = False
+    gradient_checkpointing: bool = True
+    wandb: Wandb = Wandb()
+    lora: Lora = Lora()
+    full_finetuning: bool = False
+    param_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    overwrite_run_dir: bool = False
+    ttt_cache: Cache = Cache()
+
+    def steps_of(self, stage: Stage) -> int:
+        return stage.steps or self.max_steps
+
+    def frames_of(self, stage: Stage, step: int) -> int:
+        """Length of the segments in a step of a stage, counted from 0."""
+        lengths = stage.frames or [max(1, round(self.duration_sec * FRAME_RATE))]
+        return lengths[step * len(lengths) // self.steps_of(stage)]
+
+
+def read_settings(path: str | os.PathLike[str]) -> Settings:
+    """Read a run's YAML.
+
+    Relative paths in it are relative to the working directory, as in moshi-finetune.
+
+    Raises:
+        FileNotFoundError: there is no such file, or a file that it names is missing.
+        ValueError: it is not YAML, or a key is unknown, missing or of a value that is not allowed;
+            the message names file and key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"CONFIG {path} does not exist")
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{path} must hold keys and values, got {type(given).__name__}")
+    try:
+        settings = Settings.model_validate(dict(given))
+    except ValidationError as error:
+        raise ValueError(_explain(path, error)) from None
+    _consistent(path, settings)
+    return settings
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for found in error.errors():
+        key = ".".join(str(part) for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            lines.append(f"{path}: {key}: unknown key{_known(found['loc'])}")
+        elif found["type"] == "missing":
+            lines.append(f"{path}: {key}: must be given")
+        else:
+            message = found["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {key}: {message}, got {found['input']!r}")
+    return "\n".join(lines)
+
+
+def _known(location: tuple[int | str, ...]) -> str:
+    """The keys that are allowed beside an unknown one."""
+    block: Any = Settings
+    for part in location[:-1]:
+        block = Stage if isinstance(part, int) else block.model_fields[part].annotation
+    fields = getattr(block, "model_fields", None)
+    return f"; the keys are {', '.join(fields)}" if fields else ""
+
+
+def _consistent(path: Path, settings: Settings) -> None:
+    """Refuse keys that contradict each other, and files that are not there."""
+    wide = [s.train for s in settings.ttt_cache.stages if s.train in ("layers", "everything")]
+    if settings.full_finetuning and settings.lora.enable:
+        raise ValueError(f"{path}: full_finetuning and lora.enable exclude each other: choose one")
+    if wide and not (settings.full_finetuning or settings.lora.enable):
+        raise ValueError(
+            f"{path}: ttt_cache.stages: {wide[0]} changes Moshi's weights; set lora.enable or "
+            "full_finetuning to true"
+        )
+    if settings.do_eval and not settings.data.eval_data:
+        raise ValueError(f"{path}: data.eval_data must be given where do_eval is true")
+    files = {"data.train_data": settings.data.train_data, "data.eval_data": settings.data.eval_data}
+    files |= {f"moshi_paths.{k}": v for k, v in settings.moshi_paths if k != "hf_repo_id"}
+    for key, value in files.items():
+        if value and not str(value).startswith("hf://") and not Path(value).is_file():
+            raise FileNotFoundError(f"{path}: {key}: {value} does not exist")
