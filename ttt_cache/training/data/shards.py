@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -172,17 +172,28 @@ def write_shard(
     path = folder / shard.file
     index.shards[number] = shard
     try:
-        write_whole(
-            {
-                path: lambda file: file.write_bytes(data),
-                folder / INDEX: lambda file: file.write_text(index.as_json()),
-            }
-        )
+        _write({path: lambda file: file.write_bytes(data)}, folder, index)
     except OSError as error:
         del index.shards[number]
-        raise OSError(
-            error.errno,
-            f"{error.strerror}; {len(index.shards)} of {index.total_shards} shards are finished "
-            "and stay: make room and start again",
-            str(path),
-        ) from error
+        raise _told(error, path, index) from error
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Write the index alone; raises `OSError` as `write_shard` does."""
+    try:
+        _write({}, folder, index)
+    except OSError as error:
+        raise _told(error, folder / INDEX, index) from error
+
+
+def _write(shard: Mapping[Path, Callable[[Path], object]], folder: Path, index: Index) -> None:
+    write_whole({**shard, folder / INDEX: lambda file: file.write_text(index.as_json())})
+
+
+def _told(error: OSError, path: Path, index: Index) -> OSError:
+    return OSError(
+        error.errno,
+        f"{error.strerror}; {len(index.shards)} of {index.total_shards} shards are finished and "
+        "stay: mend this and start again",
+        str(path),
+    )
