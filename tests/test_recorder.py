@@ -272,6 +272,19 @@ def test_lines_without_a_terminal(capsys, monkeypatch):
     assert len(told) == 7
 
 
+def test_figures_keep_their_order_and_go_with_their_stage(capsys):
+    with Bar(total=3, first=0) as bar:
+        for step, stage, figures in [
+            (1, "distil", {"tokens_per_second": 5.0, "error/1": 0.5}),
+            (2, "memory", {"tokens_per_second": 6.0}),
+            (3, "memory", {"loss": 2.0}),
+        ]:
+            bar.update(step, stage, figures)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("distil 1/3 error 0.5 5 tokens/s")
+    assert told[-1].startswith("memory 3/3 loss 2 6 tokens/s")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_bar_in_a_terminal():
     """A real terminal, 120 columns wide."""

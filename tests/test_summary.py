@@ -51,6 +51,7 @@ def test_every_verdict(losses, observed, begins, next_):
     harmful = ("distil the memory first", "lower learning rate", "gate that starts more closed")
     assert all(word in said for word in unused) == (next_ == 1)
     assert all(word in said for word in harmful) == (next_ == 2)
+    assert ("preset random" in said) == begins.startswith("The memory is used")
     assert "\n" not in said and "  " not in said
 
 

@@ -32,7 +32,7 @@ class Bar:
 
     def __init__(self, total: int, first: int) -> None:
         self.total, self.first = total, first
-        self.shown: dict[str, str] = {}
+        self.stage, self.figures = "", dict[str, float]()
         self.start, self.said = time.monotonic(), -PAUSE
         self.console = Console(stderr=True)
         self.live = _WithFigures(
@@ -61,9 +61,11 @@ class Bar:
             self.live.stop()
 
     def update(self, step: int, stage: str, figures: Mapping[str, float]) -> None:
-        """Show a step; figures that are not measured in every step stay as they were."""
-        self.shown |= status(figures)
-        text = " ".join(self.shown.values())
+        """Show a step; figures that are not measured in every step stay until the next stage."""
+        if stage != self.stage:
+            self.stage, self.figures = stage, {}
+        self.figures |= figures
+        text = " ".join(status(self.figures).values())
         if self.console.is_terminal:
             self.live.update(self.task, description=stage, completed=step, figures=text)
             return

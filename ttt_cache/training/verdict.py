@@ -20,8 +20,10 @@ def verdict(arms: Arms, observed: Mapping[int, Observed]) -> str:
     """Say whether the memory is used, not used, harmful, or gains nothing over its own reset.
 
     The control that decides is `memory reset`: the same weights, the memory put back to version 0
-    before every read. What is lost with that is what the memory held. `window only` is what the
-    user would have without any of this.
+    before every read, so that nothing is read. What is lost with that is what the memory gave: what
+    it remembered of a recording, and what it has learned from all of them, as a prompt would; a run
+    with `preset: random` tells the two apart. `window only` is what the user would have without any
+    of this.
 
     Two losses count as equal within `MARGIN`, half a percent. That is a choice, not a test of
     significance: all arms hear the same frames, so which recordings were drawn cancels; what
@@ -62,7 +64,7 @@ def verdict(arms: Arms, observed: Mapping[int, Observed]) -> str:
 
 
 def _sentences(gains: Mapping[str, float], closed: bool) -> tuple[str, str] | tuple[str]:
-    """The verdict, and what to try next if there is something to mend."""
+    """The verdict, and what to do next if there is anything."""
     by_reset, by_window = gains.get(RESET), gains.get(WINDOW)
     used = by_reset is not None and by_reset > MARGIN
     if used and by_window is not None and by_window < -MARGIN:
@@ -73,10 +75,9 @@ def _sentences(gains: Mapping[str, float], closed: bool) -> tuple[str, str] | tu
         )
     if min(gains.values(), default=0.0) < -MARGIN:
         return "The memory is harmful: without it the loss is lower.", HARMFUL_NEXT
-    if used and closed:
-        return ("The memory is used, although little attention goes to it.",)
     if used:
-        return ("The memory is used.",)
+        little = ", although little attention goes to it" if closed else ""
+        return f"The memory is used{little}.", USED_NEXT
     if by_reset is not None and by_window is not None and by_window > MARGIN:
         return (
             "The memory is not used: there is no gain over a memory that is reset before every "
@@ -99,6 +100,10 @@ def _sentences(gains: Mapping[str, float], closed: bool) -> tuple[str, str] | tu
     return "The memory is not used: the loss is the same without it.", UNUSED_NEXT
 
 
+USED_NEXT = (
+    "Whether by what it remembers of a recording or by what it has learned from all of them, a run "
+    "with preset random, trained alike, tells."
+)
 UNUSED_NEXT = (
     "What to try next: longer sequences, so that more of what matters has left the window; a "
     "higher learning rate for the compressor; distilling it first (ttt-cache distill); a gate that "
