@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import sentencepiece
 import torch
+from models import tiny_lm
 from moshi.models.compression import MimiModel
 from moshi.models.loaders import _mimi_config, get_mimi
 
-from models import tiny_lm
 from ttt_cache.demo.clip import _fill_codebooks
 from ttt_cache.training.data import LMFacts
 

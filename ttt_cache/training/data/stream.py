@@ -114,7 +114,6 @@ class SegmentStream:
                     f"{ours!r}: go on with the same data and settings, or start anew"
                 )
         self._at = [_Position(session, frame) for session, frame in state["rows"]]
-        self._loaded.clear()
 
     def _identity(self) -> dict[str, Any]:
         lengths = hashlib.sha256(repr(self._frames).encode()).hexdigest()
