@@ -33,7 +33,6 @@ class Shard:
     file: str
     sha256: str
     bytes: int
-    first: int
     names: list[str]
     frames: list[int]
 
@@ -165,7 +164,6 @@ def write_shard(
         file=f"shard-{number:05d}.safetensors",
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
-        first=first,
         names=names,
         frames=[tensor.shape[1] for tensor in codes],
     )
