@@ -230,8 +230,13 @@ def test_an_error_leaves_nothing_behind(preset, monkeypatch):
     handle = ttt_cache.patch(model, **small(preset))
     before = everything(model)
     codes = random_codes(model, LENGTH)
+
+    def interrupted() -> None:
+        model(codes)
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        observe(handle, lambda: (model(codes), exec("raise KeyboardInterrupt")))
+        observe(handle, interrupted)
     assert_same(before, everything(model))
     forward = ttt_cache.HierarchicalCache.forward
     calls = []

@@ -91,8 +91,9 @@ def test_resuming_repeats_nothing(tmp_path):
     with Recorder(tmp_path, 100, first_step=10):
         pass
     assert len(lines(tmp_path)) == 10
-    with Recorder(tmp_path, 100) as recorder:  # anew
-        recorder.log(0, {"eval/loss": 1.0}, "memory")
+    for _ in range(2):
+        with Recorder(tmp_path, 100) as recorder:  # anew, and killed before the first checkpoint
+            recorder.log(0, {"eval/loss": 1.0}, "memory")
     assert [r["step"] for r in read_metrics(recorder.path)] == [0]
 
 

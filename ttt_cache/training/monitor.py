@@ -143,8 +143,8 @@ def _look(
         window = cache.by_key_head(widened(cache.forward(q, k, v, x, state)[0]))
     share, memory = _memory_branch(cache, taken, written, q)
     total.queries += written.sum() * cache.num_heads
-    total.mass += share.abs().masked_fill(~written, 0).sum()
-    total.memory += memory.square().masked_fill(~written, 0).sum()
+    total.mass += share.abs().sum()  # 0 where the memory is not written
+    total.memory += memory.square().sum()
     total.window += window.square().masked_fill(~written, 0).sum()
 
 
