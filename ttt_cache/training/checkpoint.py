@@ -1,7 +1,7 @@
 """Checkpoints that a run goes on from exactly.
 
-A checkpoint is a folder `checkpoints/step_000100`: it is written under another name and renamed when
-it is whole, so whatever has its name is complete, and a kill loses at most the steps since.
+A checkpoint is a folder `checkpoints/step_000100`: it is written under another name and renamed
+when it is whole, so whatever has its name is complete, and a kill loses at most the steps since.
 
     position.json        where the run was: step, stage, position in the data
     weights.safetensors  what is trained, float32
@@ -111,7 +111,7 @@ def read_position(folder: Path) -> dict[str, Any]:
     try:
         position = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}; remove {folder} to go on before it") from None
+        raise ValueError(f"{path} is damaged: {error}; remove {folder}") from None
     if not isinstance(position, dict) or position.get("format") != FORMAT:
         raise ValueError(f"{path}: format must be {FORMAT}")
     return position
@@ -123,7 +123,7 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None) -> None
     Raises:
         ValueError: a file is damaged or of another model; the message names it.
     """
-    weights = read_tensors(folder / WEIGHTS)
+    weights: dict[str, Any] = dict(read_tensors(folder / WEIGHTS))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():
         name = name.removeprefix("module.")
@@ -150,6 +150,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}") from error
+
+
+def read_states(folder: Path) -> dict[str, Tensor]:
+    """The states of all rows, whichever process had them; empty where none are carried."""
+    files = sorted(folder.glob("carry-*.safetensors"), key=lambda p: int(p.stem.split("-")[1]))
+    parts = [read_tensors(path) for path in files]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _plain(tensors: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from moshi.models.lm import LMModel
 from torch import Tensor
 
+from .data import LMFacts
+
 
 class Logits(NamedTuple):
     """Of text `[B, T, card]` and of audio `[B, dep_q, T, card]`; no audio where `dep_q` is 0."""
@@ -47,14 +49,13 @@ def predict(lm: LMModel, codes: Tensor) -> Logits:
     return Logits(text[:, 0], audio)
 
 
-def targets(lm: LMModel, codes: Tensor, weights: Weights) -> Targets:
+def targets(facts: LMFacts, codes: Tensor, weights: Weights) -> Targets:
     """What a segment's logits should predict; initial and missing tokens do not count."""
-    text = codes[:, 0, 1:]
-    audio = codes[:, lm.audio_offset : lm.audio_offset + lm.dep_q, 1:]
-    text_weight = ((text >= 0) & (text != lm.text_initial_token_id)).float()
-    padding = (text == lm.text_padding_token_id) | (text == lm.end_of_text_padding_id)
-    text_weight = torch.where(padding, text_weight * weights.text_padding, text_weight)
-    audio_weight = ((audio >= 0) & (audio != lm.initial_token_id)).float()
+    counts = facts.predicted(codes).float()
+    text, audio = codes[:, 0, 1:], codes[:, 1 : 1 + facts.dep_q, 1:]
+    padding = (text == facts.text_padding) | (text == facts.end_of_text_padding)
+    text_weight = torch.where(padding, counts[:, 0] * weights.text_padding, counts[:, 0])
+    audio_weight = counts[:, 1 : 1 + facts.dep_q]
     audio_weight[:, :1] *= weights.first_codebook
     return Targets(text, text_weight, audio, audio_weight)
 

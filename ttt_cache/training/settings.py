@@ -40,15 +40,15 @@ class Paths(_Block):
 
 class Lora(_Block):
     enable: bool = False
-    rank: int = Field(64, ge=1)
-    scaling: float = Field(2.0, gt=0)
+    rank: int = Field(default=64, ge=1)
+    scaling: float = Field(default=2.0, gt=0)
     ft_embed: bool = False
 
 
 class Optim(_Block):
-    lr: float = Field(1e-4, ge=0)
-    weight_decay: float = Field(0.1, ge=0)
-    pct_start: float = Field(0.05, ge=0, le=1)
+    lr: float = Field(default=1e-4, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    pct_start: float = Field(default=0.05, ge=0, le=1)
 
 
 class Wandb(_Block):
@@ -71,9 +71,9 @@ class Stage(_Block):
     """
 
     train: Literal["distill", "compressor", "layers", "everything"]
-    steps: int | None = Field(None, ge=1)
-    frames: list[int] | None = Field(None, min_length=1)
-    lr: float | None = Field(None, ge=0)
+    steps: int | None = Field(default=None, ge=1)
+    frames: list[int] | None = Field(default=None, min_length=1)
+    lr: float | None = Field(default=None, ge=0)
 
     @field_validator("frames")
     @classmethod
@@ -99,9 +99,9 @@ class Cache(_Block):
     patch: dict[str, Any] = Field(default_factory=dict)
     stages: list[Stage] = Field(default_factory=lambda: [Stage(train="compressor")], min_length=1)
     adapter: str | None = None
-    session_sec: float = Field(0.0, ge=0)
+    session_sec: float = Field(default=0.0, ge=0)
     codes_dir: str | None = None
-    distillation_weight: float = Field(0.0, ge=0)
+    distillation_weight: float = Field(default=0.0, ge=0)
 
     @field_validator("patch")
     @classmethod
@@ -127,21 +127,21 @@ class Settings(_Block):
     data: Data
     run_dir: str
     moshi_paths: Paths = Paths()
-    first_codebook_weight_multiplier: float = Field(1.0, ge=0)
-    text_padding_weight: float = Field(0.5, ge=0)
+    first_codebook_weight_multiplier: float = Field(default=1.0, ge=0)
+    text_padding_weight: float = Field(default=0.5, ge=0)
     optim: Optim = Optim()
-    seed: int = Field(0, ge=0)
-    num_microbatches: int = Field(1, ge=1)
-    duration_sec: float = Field(10.0, gt=0)
-    batch_size: int = Field(1, ge=1)
-    max_norm: float = Field(1.0, gt=0)
-    max_steps: int = Field(100, ge=1)
-    log_freq: int = Field(1, ge=1)
-    ckpt_freq: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    num_microbatches: int = Field(default=1, ge=1)
+    duration_sec: float = Field(default=10.0, gt=0)
+    batch_size: int = Field(default=1, ge=1)
+    max_norm: float = Field(default=1.0, gt=0)
+    max_steps: int = Field(default=100, ge=1)
+    log_freq: int = Field(default=1, ge=1)
+    ckpt_freq: int = Field(default=0, ge=0)
     do_ckpt: bool = True
-    num_ckpt_keep: int | None = Field(3, ge=1)
+    num_ckpt_keep: int | None = Field(default=3, ge=1)
     save_adapters: bool = True
-    eval_freq: int = Field(0, ge=0)
+    eval_freq: int = Field(default=0, ge=0)
     do_eval: bool = False
     gradient_checkpointing: bool = True
     wandb: Wandb = Wandb()

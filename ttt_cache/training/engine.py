@@ -1,0 +1,161 @@
+"""A training run from its YAML to its summary, on one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from moshi.models.loaders import CheckpointInfo, _lm_kwargs
+
+from ttt_cache.version import __version__
+
+from . import checkpoint
+from .data import LMFacts, Sessions, TokenCache, prepare
+from .evaluate import Losses, evaluate, with_controls
+from .export import export
+from .loss import Weights
+from .model import checkpoint_info, load
+from .monitor import Observed
+from .picture import draw
+from .recorder import Recorder
+from .rundir import open_run
+from .settings import FRAME_RATE, Settings
+from .stage import StageRun
+from .summary import BEFORE, summarise
+
+
+def train(settings: Settings) -> Path:
+    """Train what the stages say; goes on from the last checkpoint of `run_dir` if there is one.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        FileNotFoundError, ValueError: something that the settings name is missing or does not fit;
+            nothing has been trained.
+        RuntimeError: a loss is not finite; the steps before it are saved.
+        OSError: a file cannot be written; the checkpoints before it are whole.
+    """
+    return Run(settings).train()
+
+
+T = TypeVar("T")
+
+
+class Run:
+    """One training run: its model, its data and where it is in both."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        mixed = "bf16" if settings.param_dtype == "bfloat16" else "no"
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[unused])
+        self.main = self.accelerator.is_main_process
+        self.run_dir = Path(settings.run_dir)
+        self.stages = settings.ttt_cache.stages
+        self.weights = Weights(
+            settings.first_codebook_weight_multiplier, settings.text_padding_weight
+        )
+        self.rows = settings.batch_size * settings.num_microbatches * self.accelerator.num_processes
+        self.begin = self._on_main_first(lambda: open_run(settings, self.rows))
+        info = checkpoint_info(settings.moshi_paths)
+        self.lm, self.handle = load(settings, info, self.accelerator.device)
+        self.lm_config = info.raw_config or _lm_kwargs
+        self.facts = LMFacts.of(self.lm)
+        self.data, self.eval_data = self._data(info)
+        self.observed: dict[int, Observed] = {}
+        self.before: Losses = {}
+
+    def _on_main_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the main process, then on the others, which find it done."""
+        with self.accelerator.main_process_first():
+            return make()
+
+    def _data(self, info: CheckpointInfo) -> tuple[Sessions, Sessions | None]:
+        given, cache = self.settings.data, self.settings.ttt_cache
+        folder = Path(cache.codes_dir or self.run_dir / "codes")
+        least = round(cache.session_sec * FRAME_RATE)
+
+        def tokenised(manifest: str, name: str) -> TokenCache:
+            if not self.main:
+                return TokenCache.open(folder / name)
+            mimi = info.get_mimi(device=self.accelerator.device)
+            mimi.set_num_codebooks(max(self.lm.dep_q, self.lm.n_q - self.lm.dep_q))
+            tokenizer = info.get_text_tokenizer()
+            return prepare(Path(manifest), folder / name, mimi, tokenizer, self.facts)
+
+        def sessions(manifest: str, name: str) -> Sessions:
+            return Sessions(self._on_main_first(lambda: tokenised(manifest, name)), least)
+
+        return (
+            sessions(given.train_data, "train"),
+            sessions(given.eval_data, "eval") if given.eval_data else None,
+        )
+
+    def train(self) -> Path:
+        position = None if self.begin is None else checkpoint.read_position(self.begin)
+        done = 0 if position is None else position["step"]
+        total = sum(self.settings.steps_of(stage) for stage in self.stages)
+        with Recorder(
+            self.run_dir,
+            total,
+            done,
+            wandb=self.settings.wandb.model_dump(),
+            config=self.settings.model_dump(mode="json"),
+            main=self.main,
+        ) as self.recorder:
+            self.before = self.evaluate() if position is None else position["before"]
+            self._stages(position)
+            self._finish()
+        return self.run_dir
+
+    def _stages(self, position: dict[str, Any] | None) -> None:
+        steps = [self.settings.steps_of(stage) for stage in self.stages]
+        for index in range(0 if position is None else position["stage"], len(steps)):
+            stage = StageRun(self, index, sum(steps[:index]))
+            if position is not None and index == position["stage"]:
+                assert self.begin is not None
+                stage.resume(self.begin, position)
+            stage.train()
+
+    def evaluate(self) -> Losses:
+        """The losses on the held-out sessions; none without them."""
+        if self.eval_data is None:
+            return {}
+        parts = (self.accelerator, self.lm, self.handle, self.eval_data)
+        return evaluate(*parts, self._eval_frames(), self.weights)
+
+    def _eval_frames(self) -> int:
+        return max(self.settings.frames_of(stage, 0) for stage in self.stages)
+
+    def _finish(self) -> None:
+        """Weights as users share them, the picture, and the page that sums the run up."""
+        arms: dict[str, Losses] = {}
+        if self.eval_data is not None:
+            parts = (self.accelerator, self.lm, self.handle, self.eval_data)
+            arms = with_controls(*parts, self._eval_frames(), self.weights)
+            arms[BEFORE] = self.before
+        if not self.main:
+            return
+        export(self.lm, self.settings, self.lm_config, self.run_dir)
+        draw(self.run_dir)
+        if arms:
+            summarise(self.run_dir, arms, self.observed, self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        cache, paths = self.settings.ttt_cache, self.settings.moshi_paths
+        stages = [f"{s.train} {self.settings.steps_of(s)} steps" for s in self.stages]
+        settings = ", ".join(f"{name}={value}" for name, value in cache.patch.items())
+        return {
+            "model": paths.moshi_path or paths.hf_repo_id,
+            "patch": settings or "the defaults",
+            "stages": ", ".join(stages),
+            "data": self.settings.data.train_data,
+            "processes": str(self.accelerator.num_processes),
+            "device": str(self.accelerator.device),
+            "seed": str(self.settings.seed),
+            "versions": f"torch {torch.__version__}, ttt-cache {__version__}",
+        }

@@ -1,0 +1,58 @@
+"""What a run leaves for its users: files that Moshi's loaders and `load_adapter` read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from moshi.models.lm import LMModel
+from moshi.modules.lora import replace_lora_with_linear
+from safetensors.torch import save_file
+
+from ttt_cache.adapter import save_adapter
+from ttt_cache.files import write_whole
+from ttt_cache.patched import SLOT
+
+from .model import is_embedding
+from .settings import Settings
+
+
+def export(lm: LMModel, settings: Settings, lm_config: dict[str, Any], run_dir: Path) -> None:
+    """Write the adapter, and Moshi's weights if they were trained. The end of `lm` as it was: LoRA
+    may be fused.
+
+    `adapter/` is read by `ttt_cache.load_adapter`. Beside it stand, if Moshi was trained, a
+    `config.json` and `lora.safetensors`, or with `save_adapters: false` or without LoRA the whole
+    `model.safetensors`, as moshi's loaders read them.
+    """
+    paths = settings.moshi_paths
+    save_adapter(lm, run_dir / "adapter", paths.moshi_path or paths.hf_repo_id)
+    if settings.ttt_cache.stages[-1].train not in ("layers", "everything"):
+        return
+    lora, dtype = settings.lora, getattr(torch, settings.param_dtype)
+    apart = lora.enable and settings.save_adapters
+    if not apart:
+        replace_lora_with_linear(lm)
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in lm.state_dict().items()
+        if (_of_lora(name, lora.ft_embed) if apart else f".{SLOT}." not in name)
+    }
+    weights, config = "model.safetensors", dict(lm_config)
+    if apart:
+        weights = "lora.safetensors"
+        config |= {"lora": True, "lora_rank": lora.rank, "lora_scaling": lora.scaling}
+    text = json.dumps(config, indent=2) + "\n"
+    write_whole(
+        {
+            run_dir / weights: lambda path: save_file(tensors, path),
+            run_dir / "config.json": lambda path: path.write_text(text, encoding="utf-8"),
+        }
+    )
+
+
+def _of_lora(name: str, with_embeddings: bool) -> bool:
+    """Whether a tensor goes into `lora.safetensors`."""
+    return ".lora_A." in name or ".lora_B." in name or (with_embeddings and is_embedding(name))

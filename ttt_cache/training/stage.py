@@ -1,0 +1,197 @@
+"""One stage of a run: its optimizer, its lanes, and its steps, which resume exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import DistributedType
+
+from . import checkpoint
+from .carry import Carry
+from .data import SegmentStream
+from .model import choose_trained
+from .monitor import Observed, figures_of
+from .schedule import optimizer_for
+from .step import Lane, Objective, Predictor, distil, fine_tune
+
+if TYPE_CHECKING:
+    from .engine import Run
+
+OBSERVE_EVERY = 10  # steps between two looks at the gates, each of which costs a forward pass
+
+
+class StageRun:
+    """The steps of one stage.
+
+    Args:
+        run: model, data, settings and records.
+        index: which stage.
+        before: steps of the stages before it.
+    """
+
+    def __init__(self, run: Run, index: int, before: int) -> None:
+        self.run, self.index, self.before = run, index, before
+        self.stage = run.settings.ttt_cache.stages[index]
+        self.steps = run.settings.steps_of(self.stage)
+        self.done = 0
+        self.saved = -1
+        sharded = run.accelerator.distributed_type == DistributedType.FSDP
+        if self.stage.train == "distill" and sharded:
+            raise ValueError("ttt_cache.stages: distill does not go with FSDP; launch it with DDP")
+        choose_trained(run.lm, run.handle, run.settings, self.stage.train)
+        self.trained = [p for p in run.lm.parameters() if p.requires_grad]
+        optim = run.settings.optim
+        lr = optim.lr if self.stage.lr is None else self.stage.lr
+        optimizer, self.schedule = optimizer_for(
+            self.trained, lr, optim.weight_decay, self.steps, optim.pct_start
+        )
+        self.model, prepared = run.accelerator.prepare(Predictor(run.lm), optimizer)
+        self.optimizer = prepared.optimizer
+        self.lanes = [self._lane(number) for number in range(run.settings.num_microbatches)]
+
+    def _lane(self, number: int) -> Lane:
+        run, settings = self.run, self.run.settings
+        size, lanes = settings.batch_size, settings.num_microbatches
+        first = (run.accelerator.process_index * lanes + number) * size
+        stream = SegmentStream(
+            run.data,
+            run.facts,
+            total_rows=run.rows,
+            rows=range(first, first + size),
+            seed=settings.seed + self.index,
+            shuffle=settings.data.shuffle,
+        )
+        matched = settings.ttt_cache.distillation_weight > 0 and self.stage.train != "distill"
+        return Lane(stream, Carry(run.handle), Carry(run.handle, {}) if matched else None)
+
+    def train(self) -> None:
+        """Take the steps that are left. An error leaves a checkpoint of the steps before it."""
+        self._remember()
+        self.saved = self.done
+        try:
+            while self.done < self.steps:
+                figures, observed = self._learn()
+                self._update(figures)
+                self._report(figures, observed)
+        except BaseException as error:
+            # Of several processes the others may not be here; only this error reaches all.
+            together = isinstance(error, NotFiniteError) or self.run.accelerator.num_processes == 1
+            if together and not self._between:
+                self._save()
+            raise
+        self._save()
+
+    def resume(self, folder: Path, position: dict[str, Any]) -> None:
+        """Go on from a checkpoint of this stage."""
+        checkpoint.restore(folder, self.model, self.optimizer)
+        self.done = position["stage_step"]
+        self.schedule.load_state_dict(position["schedule"])
+        states = checkpoint.read_states(folder)
+        for lane in self.lanes:
+            lane.stream.load_state_dict(position["stream"])
+            rows = lane.stream.rows
+            mine = {
+                name: tensor[rows.start : rows.stop].to(self.run.accelerator.device)
+                for name, tensor in states.items()
+            }
+            for name, carry in lane.carries().items():
+                prefix = f"{name}."
+                own = {k.removeprefix(prefix): v for k, v in mine.items() if k.startswith(prefix)}
+                carry.load(own, len(rows))
+
+    def _learn(self) -> tuple[dict[str, float], dict[int, Observed]]:
+        """Gradients of one step, and what was measured on the way."""
+        run, started = self.run, time.perf_counter()
+        frames = run.settings.frames_of(self.stage, self.done)
+        batches = [lane.stream.next_batch(frames) for lane in self.lanes]
+        self.optimizer.zero_grad()
+        observed: dict[int, Observed] = {}
+        if self.stage.train == "distill":
+            losses = distil(run.accelerator, run.lm, run.handle, batches)
+        else:
+            objective = Objective(run.weights, run.settings.ttt_cache.distillation_weight)
+            looks = run.main and (self.done % OBSERVE_EVERY == 0 or self.done == self.steps - 1)
+            handle = run.handle if looks else None
+            args = (run.accelerator, self.model, self.lanes, batches, objective, handle)
+            losses, observed = fine_tune(*args)
+        figures = {name: float(loss) for name, loss in losses.items()}
+        norm = run.accelerator.clip_grad_norm_(self.trained, run.settings.max_norm)
+        figures["grad_norm"] = float(norm) if norm is not None else 0.0
+        seconds = time.perf_counter() - started
+        tokens = run.rows * frames * (1 + run.facts.dep_q)
+        figures |= {"seconds": seconds, "tokens_per_second": tokens / seconds, "frames": frames}
+        return figures | {"lr": self.schedule.get_last_lr()[0]}, observed
+
+    def _update(self, figures: dict[str, float]) -> None:
+        """Take the step, unless something is not finite."""
+        for name, figure in figures.items():
+            if not math.isfinite(figure):
+                raise NotFiniteError(
+                    f"step {self.before + self.done + 1}: {name} is {figure}; the steps before it "
+                    "are saved. A lower optim.lr or max_norm may help"
+                )
+        self._between = True
+        self.optimizer.step()
+        self.schedule.step()
+        self.done += 1
+        self._remember()
+        self._between = False
+
+    def _report(self, figures: dict[str, float], observed: dict[int, Observed]) -> None:
+        """Write down a step, and evaluate and save where it is time to."""
+        run, settings, step = self.run, self.run.settings, self.before + self.done
+        last = self.done == self.steps
+        if observed:
+            run.observed = observed
+        if step % settings.log_freq == 0 or last:
+            run.recorder.log(step, figures | figures_of(observed), self.stage.train)
+        if run.eval_data is not None and settings.eval_freq and step % settings.eval_freq == 0:
+            found = {f"eval/{name}": loss for name, loss in run.evaluate().items()}
+            run.recorder.log(step, found, self.stage.train)
+        if settings.ckpt_freq and step % settings.ckpt_freq == 0:
+            self._save()
+
+    def _remember(self) -> None:
+        """What goes with the weights as they are: an unfinished step is begun again from here."""
+        self._between = False
+        self._position = {
+            "step": self.before + self.done,
+            "stage": self.index,
+            "stage_step": self.done,
+            "stream": self.lanes[0].stream.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "before": self.run.before,
+        }
+        lanes = [
+            {
+                f"{name}.{key}": tensor
+                for name, carry in lane.carries().items()
+                for key, tensor in carry.tensors().items()
+            }
+            for lane in self.lanes
+        ]
+        self._states = {key: [lane[key] for lane in lanes] for key in lanes[0]}
+
+    def _save(self) -> None:
+        run = self.run
+        if not run.settings.do_ckpt or self.saved == self.done:
+            return
+        checkpoint.save(
+            run.accelerator,
+            run.run_dir,
+            self.model,
+            run.lm,
+            self.optimizer,
+            self._position,
+            {key: torch.cat(parts) for key, parts in self._states.items()},
+            run.settings.num_ckpt_keep,
+        )
+        self.saved = self.done
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a gradient is not finite, on every process alike."""
