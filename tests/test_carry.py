@@ -1,7 +1,5 @@
 """Training by segments: states go on, and the losses are moshi-finetune's."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +14,7 @@ from ttt_cache.patch import require_patch
 from ttt_cache.patched import PatchedAttention
 from ttt_cache.targets import attention_of
 from ttt_cache.training.carry import Carry, memory_reset, window_only
+from ttt_cache.training.data import LMFacts
 from ttt_cache.training.loss import Weights, cross_entropy, divergence, predict, targets
 
 CONTEXT = 24
@@ -203,7 +202,7 @@ def test_the_loss_is_that_of_moshi_finetune(missing):
         expected = finetune_loss(model, codes, 10.0, 0.3)
         wide = delayed(model, codes)
         logits = predict(model, wide)
-        t = targets(model, wide, Weights(first_codebook=10.0, text_padding=0.3))
+        t = targets(LMFacts.of(model), wide, Weights(first_codebook=10.0, text_padding=0.3))
         text = cross_entropy(logits.text, t.text, t.text_weight) / t.text_weight.sum()
         audio = cross_entropy(logits.audio, t.audio, t.audio_weight) / t.audio_weight.sum()
     assert torch.allclose(text, expected[0], rtol=1e-5)
@@ -221,6 +220,5 @@ def test_divergence_by_hand():
 def test_a_model_without_depformer_has_text_only():
     model = tiny_lm(dep_q=0)
     assert predict(model, delayed(model, random_codes(model, 5))).audio is None
-    with nullcontext():
-        t = targets(model, delayed(model, random_codes(model, 5)), Weights(1.0, 1.0))
+    t = targets(LMFacts.of(model), delayed(model, random_codes(model, 5)), Weights(1.0, 1.0))
     assert t.audio.shape[1] == 0
