@@ -1,10 +1,10 @@
 """What a trained memory recalls: facts that left the window, beside full context and window alone.
 
 A two-layer Moshi transformer (`recall_model.py`) learns to answer questions about key-value facts
-(`recall_task.py`) with full context, on sequences of up to 512 tokens, and is then frozen. Both its
-layers get a hierarchical cache with a window of 64 and 16 virtual tokens, and only that is
-trained: once from end to end, on the answers, and once by `ttt_cache.distill`, on the layers'
-full-context outputs, without being told what is asked or right.
+(`recall_task.py`) with full context, on sequences of up to 512 tokens, and is then frozen. Both
+its layers get a hierarchical cache with a window of 64 and 16 virtual tokens, and only that is
+trained, twice: by `ttt_cache.distill` alone, on the layers' full-context outputs, without being
+told what is asked or right; and by a little of that and then, from end to end, on the answers.
 
 Marked are answers whose fact is older than anything a window can hold, `recent + chunk - 1`
 tokens. All arms are asked the same questions:
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,13 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "mean": {**WINDOW, "memory": "mean"},
     "cluster": {**WINDOW, "memory": "cluster"},
 }
-LESSONS = {
-    "trained": Lessons(((320, 8, 1500), (TRAINED, 8, 500)), lr=3e-3),
-    "distilled": Lessons(((320, 8, 1500), (TRAINED, 8, 500)), lr=3e-3),
+# Stage 0, distillation; stage 1, the answers. A few steps of stage 0 spare many of stage 1.
+STAGES = {
+    "trained": (
+        Lessons(((320, 8, 300),), lr=3e-3),
+        Lessons(((320, 8, 400), (TRAINED, 8, 1000)), lr=3e-3),
+    ),
+    "distilled": (Lessons(((320, 8, 600), (TRAINED, 8, 1000)), lr=4e-3),),
 }
 SHARES = {"trained": 0.99, "distilled": 0.95}  # of full context's right answers
 BUDGET = 20 * 60  # seconds
@@ -97,10 +100,14 @@ def distilled(model: Recaller, lessons: Lessons, seed: str) -> dict[int, list[fl
     return ttt_cache.distill(model, batches, steps=lessons.steps, **given).errors
 
 
-TEACHERS: dict[str, Callable[[Recaller, Lessons, str], Any]] = {
-    "trained": end_to_end,
-    "distilled": distilled,
-}
+def teach(model: Recaller, name: str, seed: int) -> list[Any]:
+    """Every stage of `name`, and what each logged."""
+    return [
+        learn(model, lessons, f"{name}, stage {stage}, seed {seed}")
+        for stage, (learn, lessons) in enumerate(
+            zip((distilled, end_to_end), STAGES[name], strict=False)
+        )
+    ]
 
 
 def learned(
@@ -108,7 +115,14 @@ def learned(
 ) -> Report:
     """Mark a trained memory: the one in `folder` if it was trained alike, else a new one."""
     seed, history = record["seed"], folder / "training.json"
-    made = [name, WINDOW, MEMORY, asdict(LESSONS[name]), task.settings(), seed]
+    made = [
+        name,
+        WINDOW,
+        MEMORY,
+        [asdict(lessons) for lessons in STAGES[name]],
+        task.settings(),
+        seed,
+    ]
     kept = json.loads(history.read_text()) if history.exists() else {}
     if kept.get("made") == json.loads(json.dumps(made)):
         with ttt_cache.load_adapter(model, folder):
@@ -116,7 +130,7 @@ def learned(
     torch.manual_seed(seed)
     with ttt_cache.patch(model, **WINDOW, **MEMORY):
         clock = Clock()
-        log = TEACHERS[name](model, LESSONS[name], f"{name}, seed {seed}")
+        log = teach(model, name, seed)
         kept = {"made": made, **clock.read(), **record, "log": log}
         ttt_cache.save_adapter(model, folder)
         write_whole({history: lambda path: path.write_text(json.dumps(kept, indent=2) + "\n")})
@@ -134,7 +148,7 @@ def figures(arms: dict[str, Report], base_seconds: dict[str, float]) -> list[Lin
         Line(f"full cache, far, {TRAINED} tokens", full[TRAINED].far),
     ]
     for name, arm in arms.items():
-        if name in TEACHERS:
+        if name in STAGES:
             lines += figures_of(name, arm, full)
     return lines
 
@@ -167,7 +181,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=5_000, help="far ones, of each length")
     parser.add_argument("--seed", type=int, default=0, help="of the memory; the base's is 0")
-    parser.add_argument("--arms", nargs="*", choices=list(TEACHERS), default=list(TEACHERS))
+    parser.add_argument("--arms", nargs="*", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--base", type=Path, default=Path("out/recall-base.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("out/recall.json"))
     return parser.parse_args()
