@@ -36,7 +36,9 @@ from torch.optim import Optimizer
 from ttt_cache.adapter import save_adapter
 
 FORMAT = 1
+_REMEDY = "remove this checkpoint to go on from the one before it"
 POSITION, WEIGHTS, OPTIMIZER = "position.json", "weights.safetensors", "optimizer.pt"
+FIELDS = ("step", "stage", "stage_step", "stream", "schedule", "before", "observed", "processes")
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -76,7 +78,8 @@ def save(
     moments = get_optimizer_state_dict(model, optimizer, options=whole)
     try:
         if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in folder.parent.glob(".step_*.partial"):  # by a kill
+                shutil.rmtree(left)
             partial.mkdir(parents=True)
         accelerator.wait_for_everyone()
         carry = partial / f"carry-{accelerator.process_index}.safetensors"
@@ -86,17 +89,18 @@ def save(
             _write(partial / WEIGHTS, lambda: save_file(tensors, partial / WEIGHTS))
             _write(partial / OPTIMIZER, lambda: torch.save(moments, partial / OPTIMIZER))
             _write(partial / "adapter", lambda: save_adapter(lm, partial / "adapter"))
-            text = json.dumps({"format": FORMAT} | dict(position), indent=2) + "\n"
+            made = {"format": FORMAT, "processes": accelerator.num_processes}
+            text = json.dumps(made | dict(position), indent=2) + "\n"
             _write(partial / POSITION, lambda: (partial / POSITION).write_text(text))
         accelerator.wait_for_everyone()
-    except OSError:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         for old in checkpoints(run_dir)[: -keep or None] if keep else []:
-            shutil.rmtree(old)
+            # Renamed first: what has a checkpoint's name is whole, also when this is killed.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))
     accelerator.wait_for_everyone()
     return folder
 
@@ -105,15 +109,17 @@ def read_position(folder: Path) -> dict[str, Any]:
     """Where the run was at a checkpoint.
 
     Raises:
-        ValueError: the file is damaged or of another format.
+        ValueError: the file is damaged or of another format; the message names it.
     """
     path = folder / POSITION
     try:
         position = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}; remove {folder}") from None
+        raise ValueError(f"{path} is missing or damaged: {error}; {_REMEDY}") from None
     if not isinstance(position, dict) or position.get("format") != FORMAT:
-        raise ValueError(f"{path}: format must be {FORMAT}")
+        raise ValueError(f"{path}: format must be {FORMAT}; {_REMEDY}")
+    if missing := [name for name in FIELDS if name not in position]:
+        raise ValueError(f"{path}: {missing[0]} is missing; {_REMEDY}")
     return position
 
 
@@ -140,7 +146,9 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None) -> None
     try:
         moments = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common type for damaged files
-        raise ValueError(f"{folder / OPTIMIZER} is damaged: {error}") from error
+        raise ValueError(
+            f"{folder / OPTIMIZER} is missing or damaged: {error}; {_REMEDY}"
+        ) from error
     set_optimizer_state_dict(model, optimizer, moments, options=broadcast)
 
 
@@ -149,14 +157,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing or damaged: {error}") from error
+        raise ValueError(f"{path} is missing or damaged: {error}; {_REMEDY}") from error
 
 
-def read_states(folder: Path) -> dict[str, Tensor]:
-    """The states of all rows, whichever process had them; empty where none are carried."""
-    files = sorted(folder.glob("carry-*.safetensors"), key=lambda p: int(p.stem.split("-")[1]))
-    parts = [read_tensors(path) for path in files]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+def read_states(folder: Path, processes: int) -> dict[str, Tensor]:
+    """The states of all rows, whichever process had them; empty where none are carried.
+
+    Raises:
+        ValueError: a file is missing, damaged or unlike the others; the message names it.
+    """
+    paths = [folder / f"carry-{number}.safetensors" for number in range(processes)]
+    parts = [read_tensors(path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if part.keys() != parts[0].keys():
+            raise ValueError(f"{path} does not go with {paths[0].name} beside it; {_REMEDY}")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _plain(tensors: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from .model import checkpoint_info, load
 from .monitor import Observed
 from .picture import draw
 from .recorder import Recorder
-from .rundir import open_run
+from .rundir import begins_at, open_run
 from .settings import FRAME_RATE, Settings
 from .stage import StageRun
 from .summary import BEFORE, summarise
@@ -60,7 +60,9 @@ class Run:
             settings.first_codebook_weight_multiplier, settings.text_padding_weight
         )
         self.rows = settings.batch_size * settings.num_microbatches * self.accelerator.num_processes
-        self.begin = self._on_main_first(lambda: open_run(settings, self.rows))
+        self.begin = self._on_main_first(
+            lambda: open_run(settings, self.rows) if self.main else begins_at(self.run_dir)
+        )
         info = checkpoint_info(settings.moshi_paths)
         self.lm, self.handle = load(settings, info, self.accelerator.device)
         self.lm_config = info.raw_config or _lm_kwargs
@@ -107,7 +109,11 @@ class Run:
             config=self.settings.model_dump(mode="json"),
             main=self.main,
         ) as self.recorder:
-            self.before = self.evaluate() if position is None else position["before"]
+            if position is None:
+                self.before = self.evaluate()
+            else:
+                self.before = position["before"]
+                self.observed = {int(n): Observed(**of) for n, of in position["observed"].items()}
             self._stages(position)
             self._finish()
         return self.run_dir
@@ -115,11 +121,16 @@ class Run:
     def _stages(self, position: dict[str, Any] | None) -> None:
         steps = [self.settings.steps_of(stage) for stage in self.stages]
         for index in range(0 if position is None else position["stage"], len(steps)):
-            stage = StageRun(self, index, sum(steps[:index]))
-            if position is not None and index == position["stage"]:
-                assert self.begin is not None
-                stage.resume(self.begin, position)
-            stage.train()
+            here = position if position is not None and index == position["stage"] else None
+            self._stage(index, sum(steps[:index]), here)
+            self.accelerator.free_memory()  # it would hold on to every stage's optimizer
+
+    def _stage(self, index: int, before: int, position: dict[str, Any] | None) -> None:
+        stage = StageRun(self, index, before)
+        if position is not None:
+            assert self.begin is not None
+            stage.resume(self.begin, position)
+        stage.train()
 
     def evaluate(self) -> Losses:
         """The losses on the held-out sessions; none without them."""

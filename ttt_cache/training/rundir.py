@@ -11,6 +11,7 @@ from typing import Any
 from ttt_cache.files import write_whole
 
 from .checkpoint import checkpoints
+from .metrics import NAME as METRICS
 from .settings import Settings
 
 NAME = "settings.json"
@@ -21,6 +22,8 @@ SHARE = ("batch_size", "num_microbatches")  # rows may be spread anew over proce
 
 def open_run(settings: Settings, rows: int) -> Path | None:
     """Make the run's folder, or find what to go on from; on the main process only.
+
+    A run that was refused before its first step may come back with other settings.
 
     Args:
         rows: of a batch, over all microbatches and processes.
@@ -38,9 +41,9 @@ def open_run(settings: Settings, rows: int) -> Path | None:
         shutil.rmtree(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run_dir {run_dir} must be a folder")
-    if record.is_file():
+    if record.is_file() and (checkpoints(run_dir) or (run_dir / METRICS).exists()):
         _same(record, ours)
-    elif run_dir.is_dir() and any(run_dir.iterdir()):
+    elif not record.is_file() and run_dir.is_dir() and any(run_dir.iterdir()):
         raise ValueError(f"run_dir {run_dir} must be empty or hold a run; it has no {NAME}")
     else:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -48,6 +51,11 @@ def open_run(settings: Settings, rows: int) -> Path | None:
         write_whole({record: lambda path: path.write_text(text, encoding="utf-8")})
     if not os.access(run_dir, os.W_OK):
         raise ValueError(f"run_dir {run_dir} must be a folder that can be written to")
+    return begins_at(run_dir)
+
+
+def begins_at(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run; `None` where there is none."""
     return next(reversed(checkpoints(run_dir)), None)
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ttt_cache.config import CacheConfig
 
@@ -17,13 +25,21 @@ STAGES = ("distill", "compressor", "layers", "everything")  # each trains what t
 
 
 class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes `true` for 1; people who write it mean something else."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation != bool:
+            raise ValueError("must not be true or false")
+        return value
 
 
 class Data(_Block):
     """jsonl manifests: see `ttt_cache.training.data`."""
 
-    train_data: str
+    train_data: str = Field(min_length=1)
     eval_data: str = ""
     shuffle: bool = False
 
@@ -72,7 +88,7 @@ class Stage(_Block):
 
     train: Literal["distill", "compressor", "layers", "everything"]
     steps: int | None = Field(default=None, ge=1)
-    frames: list[int] | None = Field(default=None, min_length=1)
+    frames: list[StrictInt] | None = Field(default=None, min_length=1)
     lr: float | None = Field(default=None, ge=0)
 
     @field_validator("frames")
@@ -125,7 +141,7 @@ class Settings(_Block):
     """A training run. Keys and defaults are moshi-finetune's where it has them."""
 
     data: Data
-    run_dir: str
+    run_dir: str = Field(min_length=1)
     moshi_paths: Paths = Paths()
     first_codebook_weight_multiplier: float = Field(default=1.0, ge=0)
     text_padding_weight: float = Field(default=0.5, ge=0)
@@ -134,7 +150,7 @@ class Settings(_Block):
     num_microbatches: int = Field(default=1, ge=1)
     duration_sec: float = Field(default=10.0, gt=0)
     batch_size: int = Field(default=1, ge=1)
-    max_norm: float = Field(default=1.0, gt=0)
+    max_norm: float = Field(default=1.0, gt=0, allow_inf_nan=True)
     max_steps: int = Field(default=100, ge=1)
     log_freq: int = Field(default=1, ge=1)
     ckpt_freq: int = Field(default=0, ge=0)

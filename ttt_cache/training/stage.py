@@ -75,7 +75,7 @@ class StageRun:
         try:
             while self.done < self.steps:
                 figures, observed = self._learn()
-                self._update(figures)
+                self._update(figures, observed)
                 self._report(figures, observed)
         except BaseException as error:
             # Of several processes the others may not be here; only this error reaches all.
@@ -90,7 +90,7 @@ class StageRun:
         checkpoint.restore(folder, self.model, self.optimizer)
         self.done = position["stage_step"]
         self.schedule.load_state_dict(position["schedule"])
-        states = checkpoint.read_states(folder)
+        states = checkpoint.read_states(folder, position["processes"])
         for lane in self.lanes:
             lane.stream.load_state_dict(position["stream"])
             rows = lane.stream.rows
@@ -101,7 +101,10 @@ class StageRun:
             for name, carry in lane.carries().items():
                 prefix = f"{name}."
                 own = {k.removeprefix(prefix): v for k, v in mine.items() if k.startswith(prefix)}
-                carry.load(own, len(rows))
+                try:
+                    carry.load(own, len(rows))
+                except ValueError as error:
+                    raise ValueError(f"{folder}: carry-*.safetensors: {error}") from error
 
     def _learn(self) -> tuple[dict[str, float], dict[int, Observed]]:
         """Gradients of one step, and what was measured on the way."""
@@ -118,6 +121,9 @@ class StageRun:
             handle = run.handle if looks else None
             args = (run.accelerator, self.model, self.lanes, batches, objective, handle)
             losses, observed = fine_tune(*args)
+        for parameter in self.trained:
+            if parameter.grad is None:  # not reached, as a memory that nothing was written to
+                parameter.grad = torch.zeros_like(parameter)  # the optimizer's state must be whole
         figures = {name: float(loss) for name, loss in losses.items()}
         norm = run.accelerator.clip_grad_norm_(self.trained, run.settings.max_norm)
         figures["grad_norm"] = float(norm) if norm is not None else 0.0
@@ -126,7 +132,7 @@ class StageRun:
         figures |= {"seconds": seconds, "tokens_per_second": tokens / seconds, "frames": frames}
         return figures | {"lr": self.schedule.get_last_lr()[0]}, observed
 
-    def _update(self, figures: dict[str, float]) -> None:
+    def _update(self, figures: dict[str, float], observed: dict[int, Observed]) -> None:
         """Take the step, unless something is not finite."""
         for name, figure in figures.items():
             if not math.isfinite(figure):
@@ -138,6 +144,7 @@ class StageRun:
         self.optimizer.step()
         self.schedule.step()
         self.done += 1
+        self.run.observed = observed or self.run.observed
         self._remember()
         self._between = False
 
@@ -145,9 +152,7 @@ class StageRun:
         """Write down a step, and evaluate and save where it is time to."""
         run, settings, step = self.run, self.run.settings, self.before + self.done
         last = self.done == self.steps
-        if observed:
-            run.observed = observed
-        if step % settings.log_freq == 0 or last:
+        if observed or step % settings.log_freq == 0 or last:
             run.recorder.log(step, figures | figures_of(observed), self.stage.train)
         if run.eval_data is not None and settings.eval_freq and step % settings.eval_freq == 0:
             found = {f"eval/{name}": loss for name, loss in run.evaluate().items()}
@@ -165,6 +170,7 @@ class StageRun:
             "stream": self.lanes[0].stream.state_dict(),
             "schedule": self.schedule.state_dict(),
             "before": self.run.before,
+            "observed": {n: vars(of) for n, of in self.run.observed.items()},
         }
         lanes = [
             {
