@@ -9,7 +9,9 @@ import typer
 from ttt_cache.version import __version__
 
 from .demo import demo
+from .distill import distill
 from .report import report
+from .train import train
 
 main = typer.Typer(
     name="ttt-cache",
@@ -21,6 +23,8 @@ main = typer.Typer(
 )
 main.command()(demo)
 main.command()(report)
+main.command()(train)
+main.command()(distill)
 
 
 def _print_version(wanted: bool) -> None:

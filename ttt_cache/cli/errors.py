@@ -31,5 +31,10 @@ def refusals(prefix: str = "", *more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, RuntimeError, *more) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise fail(prefix + reason) from None
+        raise fail(prefix + reason(error)) from None
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, one line for each problem that it lists."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    return "\n".join(filter(None, lines)) or type(error).__name__

@@ -1,0 +1,93 @@
+"""`ttt-cache train`: a run from its YAML, on one process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .errors import INTERRUPTED, fail, reason, refusals
+
+if TYPE_CHECKING:
+    from ttt_cache.training.settings import Settings
+
+EXTRA = ("accelerate", "pydantic", "yaml", "tensorboard")
+
+Config = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG.yaml",
+        help="The run: model, data, stages and where it goes. Examples are in the folder examples.",
+        show_default=False,
+    ),
+]
+
+
+def train(config: Config) -> None:
+    """Train the memory of a patched Moshi, and Moshi with it if asked for.
+
+    The YAML has moshi-finetune's keys (data, moshi_paths, optim, batch_size,
+    max_steps, lora, ...) and a block ttt_cache: with the settings of the patch
+    and the stages: distill (layer by layer), compressor (the memory, by Moshi's
+    loss), layers (and the patched layers), everything. A key that is wrong is
+    named before anything is loaded.
+
+    In run_dir come: adapter/ (ttt_cache.load_adapter reads it), Moshi's weights
+    or a LoRA if they were trained, metrics.jsonl, tensorboard/, training.png,
+    checkpoints/ and, with eval_data, summary.md: the result beside its controls
+    and whether the memory is used.
+
+    Resume: give the same command again. It goes on from the last checkpoint.
+
+    Several GPUs: accelerate launch --num_processes 4 -m ttt_cache.cli train CONFIG.yaml
+
+    Example: ttt-cache train examples/cpu.yaml
+    """
+    run(config, lambda settings: settings)
+
+
+def run(config: Path, change: Callable[[Settings], Settings]) -> None:
+    """Read a YAML, change its settings and train what they then say."""
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise fail(f"training needs {', '.join(missing)}: pip install 'ttt-cache[train]'")
+    from ttt_cache.training.settings import read_settings
+
+    with refusals("", OSError):
+        settings = change(read_settings(config))
+    try:
+        _train(settings)
+    except KeyboardInterrupt:
+        raise fail(f"interrupted; {_kept(settings)}", INTERRUPTED) from None
+
+
+def _train(settings: Settings) -> None:
+    from rich.console import Console
+
+    with Console(stderr=True).status("Loading PyTorch and Moshi"):
+        from ttt_cache.training.engine import Run
+        from ttt_cache.training.stage import NotFiniteError
+
+    with refusals("", OSError):
+        begun = Run(settings)
+    try:
+        begun.train()
+    except (OSError, ValueError, NotFiniteError) as error:
+        raise fail(reason(error)) from None
+
+
+def _kept(settings: Settings) -> str:
+    """What an interrupted run does not have to do again."""
+    from ttt_cache.training.checkpoint import checkpoints
+
+    kept = checkpoints(Path(settings.run_dir))
+    if not kept:
+        return "no step was saved yet; the same command begins again"
+    step = int(kept[-1].name.split("_")[1])
+    return (
+        f"the first {step} steps are saved in {settings.run_dir}; the same command goes on from "
+        "there"
+    )
