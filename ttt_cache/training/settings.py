@@ -31,7 +31,8 @@ class _Block(BaseModel):
     @classmethod
     def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
         """Python takes `true` for 1; people who write it mean something else."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation != bool:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("must not be true or false")
         return value
 

@@ -1,0 +1,219 @@
+"""A run of every stage: what it trains, what it leaves, and what its settings do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from data_support import FACTS, write_data_set
+from models import SMALL, assert_near, random_codes, temporal
+from moshi.models.loaders import CheckpointInfo
+from training_support import FILES, settings_of, use_tiny_mimi, write_run
+
+import ttt_cache
+from ttt_cache.training.engine import Run
+from ttt_cache.training.evaluate import evaluate
+from ttt_cache.training.metrics import read_metrics
+
+LORA = {"lora": {"enable": True, "rank": 2}}
+FULL = {"full_finetuning": True}
+PATCHED = ("transformer.layers.0.", "transformer.layers.2.")
+
+
+@pytest.fixture(autouse=True)
+def tiny_mimi(monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a run in another precision
+    use_tiny_mimi(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    write_run(folder)
+    write_data_set(folder / "held_out", [30_000])
+    return folder
+
+
+def make(folder: Path, name: str, *stages: dict, cache: dict | None = None, **changes) -> Run:
+    block = {"patch": SMALL | {"layers": [0, 2]}, "codes_dir": str(folder / "codes")}
+    block |= {"stages": stages or [{"train": "compressor"}]} | (cache or {})
+    given = {"max_steps": 2, "duration_sec": 1.28} | changes
+    return Run(settings_of(folder, name, ttt_cache=block, **given))
+
+
+def figures(folder: Path, name: str) -> list[dict]:
+    return read_metrics(folder / name / "metrics.jsonl")
+
+
+def base(folder: Path, **files: Path) -> CheckpointInfo:
+    """The checkpoint that runs begin with, some of its files replaced."""
+    paths = {name: folder / "model" / file for name, file in FILES.items()} | files
+    return CheckpointInfo.from_hf_repo(
+        "local/only",
+        moshi_weights=paths["moshi_path"],
+        mimi_weights=paths["mimi_path"],
+        tokenizer=paths["tokenizer_path"],
+        config_path=paths["config_path"],
+        lora_weights=paths.get("lora_path"),
+    )
+
+
+STAGES = {
+    "distill": ({}, lambda name: ".ttt_cache." in name),
+    "compressor": (LORA, lambda name: ".ttt_cache." in name),
+    "layers": (FULL, lambda name: ".ttt_cache." in name or name.startswith(PATCHED)),
+    "everything": (FULL, lambda name: True),
+    "layers lora": (
+        LORA,
+        lambda n: ".ttt_cache." in n or (n.startswith(PATCHED) and ".lora_" in n),
+    ),
+    "everything lora": (LORA, lambda name: ".ttt_cache." in name or ".lora_" in name),
+    "everything embeddings": (
+        {"lora": LORA["lora"] | {"ft_embed": True}},
+        lambda n: ".ttt_cache." in n or ".lora_" in n or n.split(".")[0].endswith("emb"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STAGES)
+def test_a_stage_trains_exactly_what_it_should(folder, case):
+    changes, belongs = STAGES[case]
+    name = f"stage {case}"
+    run = make(folder, name, {"train": case.split()[0]}, **changes)
+    before = {n: p.detach().clone() for n, p in run.lm.named_parameters()}
+    run.train()
+    after = dict(run.lm.named_parameters())
+    assert {n for n, p in after.items() if p.requires_grad} == set(filter(belongs, before))
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed and all(map(belongs, changed))
+    # Weight decay moves all but zeros: nothing that should be trained was left out.
+    still = {n for n in filter(belongs, before) if n not in changed}
+    assert all(not before[n].any() for n in still), still
+
+
+@pytest.fixture(scope="module")
+def tuned(folder) -> Run:
+    """Trained to the third stage, with LoRA and a teacher."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_mimi(patch)
+        stages = [{"train": "distill"}, {"train": "compressor"}, {"train": "layers"}]
+        cache = {"distillation_weight": 0.5}
+        run = make(folder, "tuned", *stages, cache=cache, **LORA, ckpt_freq=1)
+        run.train()
+        return run
+
+
+def test_new_lora_changes_nothing(folder):
+    codes = random_codes(base(folder).get_moshi(dtype=torch.float32), 40)
+    plain, lora = make(folder, "plain").lm, make(folder, "lora", **LORA).lm
+    assert torch.equal(temporal(lora, codes), temporal(plain, codes))
+
+
+def test_lora_and_adapter_load_where_moshi_does(folder, tuned):
+    out = folder / "tuned"
+    paths = {"lora_path": out / "lora.safetensors", "config_path": out / "config.json"}
+    lm = base(folder, **paths).get_moshi(dtype=torch.float32)
+    codes = random_codes(lm, 40)
+    without = temporal(lm, codes)
+    ttt_cache.load_adapter(lm, out / "adapter")
+    assert torch.equal(temporal(lm, codes), temporal(tuned.lm, codes))
+    untouched = temporal(base(folder).get_moshi(dtype=torch.float32), codes)
+    assert not torch.allclose(without, untouched, atol=1e-4)  # LoRA by itself does something
+
+
+@pytest.mark.parametrize("changes", [FULL, LORA | {"save_adapters": False}], ids=["full", "fused"])
+def test_whole_weights_load_where_moshi_does(folder, changes):
+    name = "whole " + next(iter(changes))
+    run = make(folder, name, {"train": "layers"}, **changes)
+    seen = {}
+
+    def answer():
+        seen["trained"] = temporal(run.lm, codes)
+
+    codes = random_codes(run.lm, 40)
+    finish = run._finish
+    run._finish = lambda: (answer(), finish())
+    run.train()
+    out = folder / name
+    paths = {"moshi_path": out / "model.safetensors", "config_path": out / "config.json"}
+    lm = base(folder, **paths).get_moshi(dtype=torch.float32)
+    ttt_cache.load_adapter(lm, out / "adapter")
+    assert_near(temporal(lm, codes), seen["trained"])
+
+
+def test_an_adapter_has_the_loss_of_its_run(folder):
+    data = {n: str(folder / d / "data.jsonl") for n, d in HELD_OUT.items()}
+    run = make(folder, "evaluated", data=data, eval_freq=2)
+    run.train()
+    lm = base(folder).get_moshi(dtype=torch.float32)
+    handle = ttt_cache.load_adapter(lm, folder / "evaluated" / "adapter")
+    assert run.eval_data is not None
+    losses = evaluate(run.accelerator, lm, handle, run.eval_data, 16, run.weights)
+    said = figures(folder, "evaluated")[-1]
+    assert {f"eval/{name}": loss for name, loss in losses.items()}.items() <= said.items()
+    assert run.before["loss"] != losses["loss"]
+    page = (folder / "evaluated" / "summary.md").read_text()
+    assert f"| this run | {losses['loss']:.4f} |" in page
+    longer = evaluate(run.accelerator, lm, handle, run.eval_data, 5, run.weights)
+    assert longer == pytest.approx(losses, rel=1e-5)  # the length of segments is no matter
+
+
+HELD_OUT = {"train_data": "data", "eval_data": "held_out"}
+
+
+def test_a_teacher_adds_its_divergence(folder, tuned):
+    found = [record for record in figures(folder, "tuned") if record["stage"] != "distill"]
+    assert len(found) == 4 and all(record["kl"] > 1e-4 for record in found)
+    for record in found:
+        parts = record["text_loss"] + record["audio_loss"] + 0.5 * record["kl"]
+        assert record["loss"] == pytest.approx(parts)
+
+
+def test_the_divergence_from_full_context_is_none_of_full_context(folder):
+    cache = {"distillation_weight": 1.0, "patch": {"preset": "full-context"}}
+    make(folder, "same", {"train": "layers", "frames": [40]}, cache=cache, **LORA).train()
+    assert all(abs(record["kl"]) < 1e-6 for record in figures(folder, "same"))
+
+
+def test_segments_follow_the_curriculum(folder):
+    stage = {"train": "compressor", "steps": 3, "frames": [8, 16, 32]}
+    make(folder, "curriculum", stage).train()
+    assert [record["frames"] for record in figures(folder, "curriculum")] == [8, 16, 32]
+
+
+def test_gradient_checkpointing_changes_no_loss(folder):
+    for name, on in (("kept", False), ("recomputed", True)):
+        stage = {"train": "layers", "steps": 3}
+        make(folder, name, stage, gradient_checkpointing=on, **LORA).train()
+    kept, again = (
+        [(r["loss"], r["grad_norm"]) for r in figures(folder, name)]
+        for name in ("kept", "recomputed")
+    )
+    assert again == pytest.approx(kept, rel=1e-6)
+
+
+def test_bfloat16_with_float32_masters(folder):
+    run = make(folder, "narrow", {"train": "layers"}, param_dtype="bfloat16", **LORA)
+    run.train()
+    for name, parameter in run.lm.named_parameters():
+        fast = name.endswith(("initial", "anchor"))  # float32 by themselves
+        narrow = not parameter.requires_grad and not fast
+        assert parameter.dtype == (torch.bfloat16 if narrow else torch.float32), name
+    make(folder, "wide", {"train": "layers"}, **LORA).train()
+    losses = [[r["loss"] for r in figures(folder, name)] for name in ("narrow", "wide")]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
+def test_looks_at_the_gates_are_logged_whatever_log_freq(folder):
+    make(folder, "seldom", log_freq=2).train()
+    assert [("gate/0" in r, r["step"]) for r in figures(folder, "seldom")] == [(True, 1), (True, 2)]
+
+
+def test_stages_leave_no_optimizer_behind(folder, tuned):
+    assert not tuned.accelerator._optimizers and not tuned.accelerator._models
+
+
+def test_facts_of_the_model_are_those_of_its_data(tuned):
+    assert tuned.facts == FACTS
