@@ -15,7 +15,7 @@ from torch import Tensor
 from ttt_cache import CacheConfig, CacheState, HierarchicalCache, span
 from ttt_cache.cache import Rotation
 
-span.MIN_BLOCK = 1  # small blocks of queries, so that a few dozen tokens make several
+span.BLOCK = 1  # small blocks of queries, so that a few dozen tokens make several
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the outputs' scale
 Saved = tuple[CacheState, list[Oracle], float]
 

@@ -60,22 +60,23 @@ MUTANTS = {
     "joint bias on the wrong side": (
         "attention.py", "virtual + self._per_head", "virtual - self._per_head",
     ),
-    "window one token short": ("parallel.py", "(columns > gone", "(columns > 1 + gone"),
+    "window one token short": ("span.py", "(columns <= gone)", "(columns <= 1 + gone)"),
     "a version published one chunk late": (
         "scan.py", "chunk - 1 :: chunk] <= after", "chunk - 1 :: chunk] < after",
     ),
     "chunk form without the rates": (
-        "memory/ttt.py", "-1) * eta.transpose(-1, -2)", "-1)",
+        "memory/delta.py", "-1) * eta.transpose(-1, -2)", "-1)",
     ),
     "gradients at the old last layer": (
-        "memory/ttt.py", "if tokens.shape[1] > 1:", "if False:",
+        "memory/delta.py", "if phi.shape[-2] > 1:", "if False:",
     ),
     "last layer without its cap": (
-        "memory/ttt.py", "(self.cap * torch.rsqrt(size + EPS)).clamp(max=1)", "1.0",
+        "memory/delta.py", "(rule.cap * inverse_norm(last, (-1, -2))).clamp(max=1)",
+        "torch.ones_like(last)",
     ),
     "read-outs shared between rows": (
-        "memory/ttt.py", "return by_token(rms_norm(phi @ state[self.fast.last], READ_EPS))",
-        "return by_token(rms_norm(phi @ state[self.fast.last], READ_EPS)).roll(1, 0)",
+        "memory/ttt.py", "return self._by_token(network",
+        "return self._by_token(torch.flip(state[self.fast.last][..., :1, :1], [0]) * 0 + network",
     ),
     "fast weights follow the model's dtype": (
         "memory/network.py", "return super()._apply(keep_wide, recurse)",
@@ -118,11 +119,12 @@ MUTANTS = {
         "scan.py", "if window.arrived:", "if False:",
     ),
     "queries blind to their own token": (
-        "memory/ttt.py", "torch.tril(phi @ learned.phi.transpose(-1, -2))",
-        "torch.tril(phi @ learned.phi.transpose(-1, -2), -1)",
+        "memory/ttt.py", "torch.tril(phi @ learned.transpose(-1, -2))",
+        "torch.tril(phi @ learned.transpose(-1, -2), -1)",
     ),
     "a chunk's last query before its chunk closes": (
-        "scan.py", "torch.where(per_row(closes, last), last, running[:, -1:])", "running[:, -1:]",
+        "scan.py", "torch.where(part.closes.t()[..., None, None], last, running[:, :, -1:])",
+        "running[:, :, -1:]",
     ),
     "answers of another token": (
         "scan.py", "first = span.start[:, None] - window.wait - grid.token[:, :1] + 1",
@@ -150,10 +152,16 @@ MUTANTS = {
         "attention.py", "torch.where(written, self._alpha(q), one)", "self._alpha(q) * one",
     ),
     "blocks that see too short a history": (
-        "span.py", "else window.capacity", "else window.recent - 1",
+        "span.py", "self.history + start + 1 - capacity", "self.history + start + 2 - capacity",
     ),
     "second block without the tokens of the first": (
-        "span.py", "count is None and blocks == 1", "count is None",
+        "span.py", "max(0, self.history + start + 1 - capacity)", "self.history + start",
+    ),
+    "queries that read the version before their own": (
+        "reading.py", "torch.stack([first, first + 1]", "torch.stack([first, first]",
+    ),
+    "a call's newest version read too early": (
+        "scan.py", "closed = grid.complete.sum(1)", "closed = 0 * grid.complete.sum(1)",
     ),
 }  # fmt: skip
 

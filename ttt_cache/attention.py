@@ -80,7 +80,8 @@ class Gate(nn.Module):
             # -inf plus the bias stays -inf: a memory that is not written takes no mass.
             both = torch.cat([recent, virtual + self._per_head(q).to(virtual.dtype)], dim=-1)
             weights = torch.softmax(both, dim=-1).to(dtype)
-            return weights[..., : recent.shape[-1]], weights[..., recent.shape[-1] :]
+            on_recent, on_virtual = weights.split([recent.shape[-1], virtual.shape[-1]], dim=-1)
+            return on_recent, on_virtual
         on_recent = torch.softmax(recent, dim=-1)
         on_virtual = torch.softmax(virtual.masked_fill(~written, 0), dim=-1)
         of_recent, of_memory = self.shares(written, q)

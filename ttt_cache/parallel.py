@@ -1,7 +1,7 @@
 """The parallel form: many tokens at once, `(inputs, state) -> (outputs, state)`, differentiable.
 
 Queries are cut into blocks that attend to their own block and the window before it, so nothing is
-T x T. The memory is a scan over chunks (`ttt_cache.scan`).
+T x T (`ttt_cache.blocks`). The memory is a scan over chunks (`ttt_cache.scan`).
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
-from . import recent, scan
+from . import reading, recent, scan
 from .attention import softmax
+from .blocks import blockwise
 from .memory import TTT, Frames, QueryReader, VirtualTokens
-from .span import Span
+from .span import Block, Span
 from .state import CacheState
 
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
 
 
-class Attended(NamedTuple):
-    """What the queries of a call see exactly.
+class Exact(NamedTuple):
+    """What the queries of a call, or of a block, see exactly.
 
     Attributes:
-        scores: over sinks, then window: `[B, Hkv, R, T', S + history + block]`, -inf where a query
-            may not look.
-        sinks: values, `[B, Hkv, S, D]`.
-        values: of the window of each block of queries, see `_windows`.
+        q: before RoPE, `[B, H, T, D]`.
+        keys, values: of older and new tokens, `[B, Hkv, history + T, D]`, keys after RoPE.
+        sink_keys, sink_values: `[B, Hkv, S, D]`.
     """
 
-    scores: Tensor
-    sinks: Tensor
+    q: Tensor
+    keys: Tensor
     values: Tensor
+    sink_keys: Tensor
+    sink_values: Tensor
 
-    def output(self, weights: Tensor) -> Tensor:
-        """Values weighted, `[B, Hkv, R, T', D]`."""
-        first, (blocks, block) = self.sinks.shape[2], (self.values.shape[3], -1)
-        on_sinks, on_window = weights[..., :first], weights[..., first:]
-        out = on_window.unflatten(3, (blocks, block)) @ self.values.transpose(-1, -2)
-        return out.flatten(3, 4) + on_sinks @ self.sinks[:, :, None]
+    @staticmethod
+    def cut(block: Block) -> tuple[slice | None, ...]:
+        return (block.queries, block.columns, block.columns, None, None)
 
 
 def extend(
@@ -60,11 +60,11 @@ def extend(
     span = Span.after(cache.window, None if state is None else state.count, q.shape[2], q.device)
     old = cache.init_state(q.shape[0], device=k.device, dtype=k.dtype) if state is None else state
     new = replace(old, count=old.count + span.length)
-    attended = output = None
+    exact = output = None
     if cache.window.capacity:
-        attended = _look_back(cache, q, k, v, span, old, new)
+        exact = _look_back(cache, q, k, v, span, old, new)
         if cache.needs_window_output:
-            output = _cut(attended.output(softmax(attended.scores)), span)
+            output = _attend_exactly(cache, exact, span)
     frames, reader, memory = Frames(x, q, k, v, output), cache.reader, cache.memory
     if memory is None:
         assert output is not None
@@ -77,15 +77,10 @@ def extend(
         queries = reader.queries(memory, frames)
         found = scan.answers(cache, memory, features, queries, span, old)
         answers, new.readout, new.memory = found
-        tokens = span.tokens[:, : span.length]
-        return cache.mix(reader.output(answers, q.dtype), output, q, tokens), new
-    assert isinstance(reader, VirtualTokens) and attended is not None
-    versions, new.memory = scan.versions(cache, memory, features, span, old)
-    new.readout = versions[:, -1]
-    weights, remembered = scan.gated(
-        cache, reader, _padded(cache, q, span), attended.scores, versions, span
-    )
-    return _cut(attended.output(weights) + remembered, span), new
+        return cache.mix(reader.output(answers, q.dtype), output, q, span.tokens), new
+    assert isinstance(reader, VirtualTokens) and exact is not None
+    versions, new.readout, new.memory = scan.versions(cache, memory, features, span, old)
+    return _attend(cache, exact, reading.pairs(versions, span), span), new
 
 
 def _look_back(
@@ -96,55 +91,25 @@ def _look_back(
     span: Span,
     old: CacheState,
     new: CacheState,
-) -> Attended:
-    """Score window and sinks, and put both into `new` as they are after the call."""
-    turned_q, turned_k = cache.rotate(q, k, old.count)
-    keys = torch.cat([recent.in_order(old.keys, old.count), turned_k], dim=2)
-    values = torch.cat([recent.in_order(old.values, old.count), v], dim=2)
-    new.keys = recent.from_order(keys, new.count, old.keys.shape[2])
-    new.values = recent.from_order(values, new.count, old.values.shape[2])
+) -> Exact:
+    """Lay out what may be seen exactly, and put it into `new` as it is after the call."""
+    capacity = cache.window.capacity
+    # Queries are turned in their blocks; a rotation wants some beside the keys.
+    _, keys = cache.rotate(q[:, :1], k, old.count)
+    values = v
+    if span.history:
+        keys = torch.cat([recent.in_order(old.keys, old.count), keys], dim=2)
+        values = torch.cat([recent.in_order(old.values, old.count), values], dim=2)
+    new.keys = recent.from_order(_newest(keys, capacity), new.count, capacity)
+    new.values = recent.from_order(_newest(values, capacity), new.count, capacity)
     new.sink_keys, new.sink_values = _sinks(cache, k, v, span, old)
-    scores = _window_scores(_padded(cache, turned_q * cache.scale, span), keys, span)
-    scaled = _padded(cache, q, span) * cache.scale
-    on_sinks = scaled @ new.sink_keys[:, :, None].transpose(-1, -2)
-    index = torch.arange(1, new.sink_keys.shape[2] + 1, device=q.device)
-    on_sinks = on_sinks.masked_fill((index > span.gone[..., None])[:, None, None], float("-inf"))
-    scores = torch.cat([on_sinks, scores], dim=-1)
-    return Attended(scores, new.sink_values, _windows(values, span))
+    return Exact(q, keys, values, new.sink_keys, new.sink_values)
 
 
-def _padded(cache: HierarchicalCache, x: Tensor, span: Span) -> Tensor:
-    """`[B, H, T, D]` -> `[B, Hkv, R, T', D]`."""
-    return cache.by_key_head(F.pad(x, (0, 0, 0, span.padding)))
-
-
-def _cut(x: Tensor, span: Span) -> Tensor:
-    """`[B, Hkv, R, T', D]` -> `[B, H, T, D]`."""
-    return x.flatten(1, 2)[:, :, : span.length]
-
-
-def _windows(columns: Tensor, span: Span) -> Tensor:
-    """What each block of queries may see, of columns `[B, Hkv, W + T, D]`.
-
-    Returns `[B, Hkv, 1, blocks, D, history + block]`. `unfold` instead of one slice per block,
-    whose backward is quadratic in T.
-    """
-    unused = columns.shape[2] - span.length - span.history
-    columns = F.pad(columns[:, :, unused:], (0, 0, 0, span.padding))
-    return columns.unfold(2, span.history + span.block, span.block)[:, :, None]
-
-
-def _window_scores(turned_q: Tensor, keys: Tensor, span: Span) -> Tensor:
-    """`[B, Hkv, R, T', history + block]`, -inf outside tokens `gone + 1 .. n`."""
-    blocked = (span.blocks, span.block)
-    scores = turned_q.unflatten(3, blocked) @ _windows(keys, span)
-    # Column c of the first block is token start - history + 1 + c; the last query's token ends it.
-    tokens, gone = span.tokens.unflatten(1, blocked), span.gone.unflatten(1, blocked)
-    width = span.history + span.block
-    columns = tokens[:, :, -1:] - torch.arange(width - 1, -1, -1, device=keys.device)
-    columns = columns[:, :, None]  # [B|1, blocks, 1, width]
-    visible = (columns > gone[..., None]) & (columns <= tokens[..., None])
-    return scores.masked_fill(~visible[:, None, None], float("-inf")).flatten(3, 4)
+def _newest(columns: Tensor, capacity: int) -> Tensor:
+    """The last columns, as many as a ring has slots; zeros stand for those that do not exist."""
+    missing = max(0, capacity - columns.shape[2])
+    return F.pad(columns[:, :, -capacity:], (0, 0, missing, 0))
 
 
 def _sinks(
@@ -163,3 +128,58 @@ def _sinks(
     _, key = cache.rotate(key, key, distance)
     arrived = arrived[:, None, :, None]
     return torch.where(arrived, key, old.sink_keys), torch.where(arrived, value, old.sink_values)
+
+
+def _attend_exactly(cache: HierarchicalCache, exact: Exact, span: Span) -> Tensor:
+    """Attention to window and sinks alone, `[B, H, T, D]`."""
+
+    def attend(block: Block, *parts: Tensor) -> Tensor:
+        seen = Exact(*parts)
+        return _output(cache, softmax(_scores(cache, seen, span, block)), seen).flatten(1, 2)
+
+    return blockwise(attend, [(block, Exact.cut(block)) for block in span.blocks()], *exact)
+
+
+def _attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor, span: Span) -> Tensor:
+    """Attention to window, sinks and virtual tokens, `[B, H, T, D]`."""
+    module = reading.Reading(cache)
+    weights = dict(module.named_parameters())
+
+    def attend(block: Block, *parts: Tensor) -> Tensor:
+        seen, readout, given = (
+            Exact(*parts[:5]),
+            parts[5],
+            dict(zip(weights, parts[6:], strict=True)),
+        )
+        q, scores = cache.by_key_head(seen.q), _scores(cache, seen, span, block)
+        shared = functional_call(module, given, (q, scores, readout, span, block))
+        on_exact, remembered = shared
+        return (_output(cache, on_exact, seen) + remembered).flatten(1, 2)
+
+    whole = (None,) * len(weights)
+    cuts = [(block, (*Exact.cut(block), block.groups, *whole)) for block in span.blocks()]
+    return blockwise(attend, cuts, *exact, readouts, *weights.values())
+
+
+def _scores(cache: HierarchicalCache, seen: Exact, span: Span, block: Block) -> Tensor:
+    """Scores of a block over sinks, then window: `[B, Hkv, R, t, S + columns]`, -inf if hidden."""
+    offset = (span.start + block.queries.start).expand(seen.q.shape[0])
+    turned_q, _ = cache.rotate(seen.q, seen.q[:, :1], offset)
+    turned_q = cache.by_key_head(turned_q) * cache.scale
+    scores = turned_q @ seen.keys[:, :, None].transpose(-1, -2)
+    scores = scores.masked_fill(span.hidden(block)[:, None, None], float("-inf"))
+    if not cache.window.sinks:
+        return scores
+    q = cache.by_key_head(seen.q) * cache.scale
+    on_sinks = q @ seen.sink_keys[:, :, None].transpose(-1, -2)
+    hidden = span.hidden_sinks(block)[:, None, None]
+    return torch.cat([on_sinks.masked_fill(hidden, float("-inf")), scores], dim=-1)
+
+
+def _output(cache: HierarchicalCache, weights: Tensor, seen: Exact) -> Tensor:
+    """Values of sinks and window weighted, `[B, Hkv, R, t, D]`."""
+    sinks = cache.window.sinks
+    if not sinks:
+        return weights @ seen.values[:, :, None]
+    on_sinks, on_window = weights.split([sinks, weights.shape[-1] - sinks], dim=-1)
+    return on_window @ seen.values[:, :, None] + on_sinks @ seen.sink_values[:, :, None]

@@ -7,13 +7,16 @@ with its running chunk; places of the grid without a token hold zeros, which no 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from . import recent
-from .memory import TTT, Memory, MemoryState, VirtualTokens
+from .memory import TTT, Memory, MemoryState
 from .precision import full_precision
 from .recent import Window
 from .rows import choose, per_row
@@ -22,6 +25,8 @@ from .state import CacheState
 
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
+
+PART = 32  # chunks that are made again together on the way back
 
 
 class Grid(NamedTuple):
@@ -56,27 +61,37 @@ def _chunks(window: Window, span: Span) -> int:
 
 def versions(
     cache: HierarchicalCache, memory: Memory, features: Tensor, span: Span, old: CacheState
-) -> tuple[Tensor, MemoryState]:
-    """Feed the memory chunk by chunk, for queries that read published versions.
+) -> tuple[Tensor, Tensor, MemoryState]:
+    """Feed the memory, for queries that read published versions.
 
     Args:
         features: `[B, 1, wait + T, F]`, of the tokens that waited and the new ones.
 
     Returns:
-        read-outs of the version at the start and after each chunk of the grid, `[B, V, *]`, and the
-        state of the memory at the end.
+        read-outs of the version at the start and after each chunk of the grid, `[B, V, *]`, the one
+        of the newest version, `[B, *]`, and the state of the memory at the end.
     """
-    grid, readouts = Grid.of(cache.window, span), [old.readout]
-    state = _start(cache, memory, old)
+    grid, readouts = Grid.of(cache.window, span), [old.readout[:, None]]
+    state, weights = _start(cache, memory, old), dict(memory.named_parameters())
+
+    def read(versions: MemoryState, shape: tuple[int, int], *given: Tensor) -> Tensor:
+        bound = dict(zip(weights, given, strict=True))
+        return functional_call(memory, bound, (versions, shape))
+
     with full_precision(features):
-        for tokens, valid, closes in _cells(cache.window, grid, features, span):
-            state = _truncate(state, len(readouts) - 1, cache.config.bptt)
-            partial = memory.feed_chunk(state, tokens, valid)
-            closed = memory.finish(partial)
-            state = choose(closes, closed, partial)
-            read = memory.read(closed, closes.shape[0])
-            readouts.append(torch.where(per_row(closes, read), read, readouts[-1]))
-    return torch.stack(readouts, dim=1), state
+        for part in _parts(cache, grid, features, span):
+            made, state = memory.scan(part.begin(state), part.tokens, part.valid, part.closes)
+            # Made again on the way back. Weights are arguments: `functional_call` may have lent
+            # them to the cache.
+            found = checkpoint(
+                read, made, part.closes.t().shape, *weights.values(),
+                use_reentrant=False, preserve_rng_state=False,
+            )  # fmt: skip
+            assert found is not None
+            readouts.append(found)
+    found = torch.cat(readouts, dim=1)
+    closed = grid.complete.sum(1).expand(found.shape[0])
+    return found, found[torch.arange(found.shape[0], device=found.device), closed], state
 
 
 def answers(
@@ -87,7 +102,7 @@ def answers(
     span: Span,
     old: CacheState,
 ) -> tuple[Tensor, Tensor, MemoryState]:
-    """Feed the memory chunk by chunk, and answer each token's own query on the way.
+    """Feed the memory, and answer each token's own query on the way.
 
     The query of the token that arrives when a place's token is taken in stands in the same place;
     a chunk's last query is answered by the closed chunk.
@@ -102,27 +117,34 @@ def answers(
     """
     window, grid = cache.window, Grid.of(cache.window, span)
     place = (grid.token + window.wait - span.start[:, None] - 1).clamp(0, span.length - 1)
-    asked = recent.take(queries, place.expand(queries.shape[0], -1)).split(window.chunk, dim=2)
-    state, readout, found = _start(cache, memory, old), old.readout, []
+    asked = recent.take(queries, place.expand(queries.shape[0], -1))
+    asked = asked.unflatten(2, (-1, window.chunk)).permute(2, 0, 1, 3, 4)  # [K, B, h, C, d]
+    state, newest, found = _start(cache, memory, old), old.readout, []
     with full_precision(features):
-        cells = _cells(window, grid, features, span)
-        for index, (tokens, valid, closes) in enumerate(cells):
-            state = _truncate(state, index, cache.config.bptt)
+        for part in _parts(cache, grid, features, span):
+            queries, start = asked[part.chunks], part.begin(state)
+            closed, state = memory.scan(start, part.tokens, part.valid, part.closes)
             if window.arrived:
-                partial, running = memory.feed_and_answer(state, tokens, valid, asked[index])
+                before = _shifted(closed, start)
+                running = memory.running(before, part.tokens, part.valid, queries)
             else:
-                partial = memory.feed_chunk(state, tokens, valid)
-                running = memory.answer(memory.published(readout), asked[index])
-            closed = memory.finish(partial)
-            last = memory.answer(closed, asked[index][:, :, -1:])
-            last = torch.where(per_row(closes, last), last, running[:, -1:])
-            found.append(torch.cat([running[:, :-1], last], dim=1))
-            state = choose(closes, closed, partial)
-            read = memory.read(closed, closes.shape[0])
-            readout = torch.where(per_row(closes, read), read, readout)
+                running = memory.answer(_shifted(closed, memory.published(newest)), queries)
+            last = memory.answer(closed, queries[:, :, :, -1:])
+            last = torch.where(part.closes.t()[..., None, None], last, running[:, :, -1:])
+            found.append(torch.cat([running[:, :, :-1], last], dim=2))
+            newest = part.newest(memory, closed, newest)
     if not found:  # every token waits
-        return queries.new_zeros(queries.shape[0], span.length, memory.latent_dim), readout, state
-    return _off_the_grid(torch.cat(found, dim=1), window, grid, span), readout, state
+        return queries.new_zeros(queries.shape[0], span.length, memory.latent_dim), newest, state
+    return (
+        _off_the_grid(torch.cat(found).transpose(0, 1).flatten(1, 2), window, grid, span),
+        newest,
+        state,
+    )
+
+
+def _shifted(versions: MemoryState, start: MemoryState) -> MemoryState:
+    """Of the weights after each chunk, `[K, B, *]`, and at the start: those before each chunk."""
+    return {name: torch.cat([start[name][None], w[:-1]]) for name, w in versions.items()}
 
 
 def _off_the_grid(found: Tensor, window: Window, grid: Grid, span: Span) -> Tensor:
@@ -139,59 +161,45 @@ def _start(cache: HierarchicalCache, memory: Memory, old: CacheState) -> MemoryS
     return choose(fed == 0, memory.initial(fed.shape[0]), old.memory)
 
 
-def _truncate(state: MemoryState, index: int, bptt: int | None) -> MemoryState:
-    if bptt is None or index == 0 or index % bptt:
-        return state
-    return {name: tensor.detach() for name, tensor in state.items()}
+class Part(NamedTuple):
+    """Some chunks of the grid, laid out.
 
-
-def _cells(
-    window: Window, grid: Grid, features: Tensor, span: Span
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Chunk by chunk: features `[B, C, F]`, which of them are tokens, which rows close."""
-    batch = features.shape[0]
-    column = (grid.token - span.start[:, None] + window.wait - 1).clamp(0, features.shape[2] - 1)
-    laid = recent.take(features, column.expand(batch, -1))[:, 0]
-    valid, complete = grid.valid.expand(batch, -1), grid.complete.expand(batch, -1)
-    cells = (complete.shape[1], window.chunk)
-    by_chunk = (laid.unflatten(1, cells), valid.unflatten(1, cells), complete)
-    return zip(*(part.unbind(1) for part in by_chunk), strict=True)
-
-
-def gated(
-    cache: HierarchicalCache,
-    reader: VirtualTokens,
-    q: Tensor,
-    scores: Tensor,
-    readouts: Tensor,
-    span: Span,
-) -> tuple[Tensor, Tensor]:
-    """Let every query read the memory version of its moment.
-
-    C neighbouring queries see at most two versions, so each group of C gets both and a mask.
-
-    Args:
-        q: before RoPE, `[B, Hkv, R, T', D]`.
-        scores: over sinks and window, `[B, Hkv, R, T', L]`.
-        readouts: `[B, V, *]` from `versions`.
-
-    Returns:
-        weights on sinks and window, shaped as `scores`, and what the memory adds to the output,
-        `[B, Hkv, R, T', D]`.
+    Attributes:
+        chunks: which.
+        tokens: features `[B, K, C, F]`; valid: which of them are tokens, `[B, K, C]`.
+        closes: which rows end which chunk, `[B, K]`.
+        cut: whether gradients end at the start.
     """
-    gate, window = cache.gate, cache.window
-    assert gate is not None
-    groups = (span.tokens.shape[1] // window.chunk, window.chunk)
-    current = window.version(span.tokens) - window.version(span.start)[:, None]  # [B|1, T'], from 0
-    first = current[:, :: window.chunk]  # [B|1, G]
-    pair = torch.stack([first, first + 1], dim=-1)
-    rows = torch.arange(q.shape[0], device=q.device)[:, None, None]
-    readout = readouts[rows, pair.clamp(max=readouts.shape[1] - 1)]  # [B, G, 2, *]
-    written = cache.written(span.tokens)
-    visible = current.unflatten(1, groups)[..., None] == pair[:, :, None]  # [B|1, G, C, 2]
-    visible = visible & written.unflatten(1, groups)[..., None]
-    visible = visible.repeat_interleave(reader.slots, dim=-1)[:, None, None]
-    virtual = reader.score(q.unflatten(3, groups), readout)
-    virtual = virtual.masked_fill(~visible, float("-inf")).flatten(3, 4)
-    on_recent, on_virtual = gate(scores, virtual, written[:, None, None, :, None], q)
-    return on_recent, reader.mix(on_virtual.unflatten(3, groups), readout).flatten(3, 4)
+
+    chunks: slice
+    tokens: Tensor
+    valid: Tensor
+    closes: Tensor
+    cut: bool
+
+    def begin(self, state: MemoryState) -> MemoryState:
+        return {name: t.detach() for name, t in state.items()} if self.cut else state
+
+    def newest(self, memory: Memory, versions: MemoryState, readout: Tensor) -> Tensor:
+        """The read-out of each row's newest version, which was `readout` at the start."""
+        closed = self.closes.sum(1)
+        rows = torch.arange(closed.shape[0], device=closed.device)
+        chosen = {name: w[(closed - 1).clamp(min=0), rows] for name, w in versions.items()}
+        read = memory.read(chosen, closed.shape[0])
+        return torch.where(per_row(closed > 0, read), read, readout)
+
+
+def _parts(cache: HierarchicalCache, grid: Grid, features: Tensor, span: Span) -> Iterator[Part]:
+    """The grid, some chunks at a time: what a part needs going back does not pile up."""
+    window, bptt = cache.window, cache.config.bptt
+    batch, (_, chunks) = features.shape[0], grid.complete.shape
+    column = (grid.token - span.start[:, None] + window.wait - 1).clamp(0, features.shape[2] - 1)
+    laid = recent.take(features, column.expand(batch, -1))[:, 0].unflatten(1, (-1, window.chunk))
+    valid = grid.valid.expand(batch, -1).unflatten(1, (-1, window.chunk))
+    complete = grid.complete.expand(batch, -1)
+    horizons = set(range(0, chunks, bptt)) if bptt else {0}
+    bounds = sorted(horizons | {*range(0, chunks, PART), chunks})
+    sizes = [end - start for start, end in pairwise(bounds)]
+    split = zip(*(z.split(sizes, dim=1) for z in (laid, valid, complete)), strict=True)
+    for start, size, part in zip(bounds, sizes, split, strict=False):
+        yield Part(slice(start, start + size), *part, cut=start > 0 and start in horizons)

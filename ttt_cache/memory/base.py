@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..rows import choose
+
 MemoryState = dict[str, Tensor]
 """The state of a memory: tensors with one row per conversation on the first axis."""
 
@@ -49,9 +51,9 @@ class Frames(NamedTuple):
 class Memory(nn.Module, abc.ABC):
     """A compressor of tokens.
 
-    The update has two forms that are the same function: `feed` takes one token, `feed_chunk` takes
-    several tokens of one chunk at once; `finish` closes a chunk. No method changes its arguments.
-    Inner arithmetic is float32 or wider whatever the dtype of the model.
+    The update has two forms that are the same function: `feed` takes in one token and `finish`
+    closes a chunk; `scan` takes in many chunks. No method changes its arguments. Inner arithmetic
+    is float32 or wider whatever the dtype of the model.
 
     Attributes:
         width: features per token, F: what a waiting token costs in the ring.
@@ -72,16 +74,39 @@ class Memory(nn.Module, abc.ABC):
         """Take in one token, features `[B, F]`."""
 
     @abc.abstractmethod
-    def feed_chunk(self, state: MemoryState, tokens: Tensor, valid: Tensor) -> MemoryState:
-        """Take in the tokens `[B, L, F]` of one chunk, in order, where `valid` `[B, L]`."""
-
-    @abc.abstractmethod
     def finish(self, state: MemoryState) -> MemoryState:
         """Close a chunk: what follows is the next memory version."""
 
     @abc.abstractmethod
     def read(self, state: MemoryState, batch_size: int) -> Tensor:
         """The read-out `[B, *]`: what readers need of a memory version."""
+
+    def forward(self, versions: MemoryState, shape: tuple[int, int]) -> Tensor:
+        """`read` of all versions `[K, B, *]`, `shape` being K and B: `[B, K, *]`."""
+        flat = {name: t.flatten(0, 1) for name, t in versions.items()}
+        return self.read(flat, shape[0] * shape[1]).unflatten(0, shape).transpose(0, 1)
+
+    def scan(
+        self, state: MemoryState, tokens: Tensor, valid: Tensor, closes: Tensor
+    ) -> tuple[MemoryState, MemoryState]:
+        """Take in K chunks of tokens, in order.
+
+        Args:
+            tokens: features `[B, K, C, F]`; those outside `valid` `[B, K, C]` are none.
+            closes: which rows end which chunk, `[B, K]`. A row has no tokens after a chunk that it
+                does not end.
+
+        Returns:
+            what `read` needs of the state after each chunk, `[K, B, *]`, and the state at the end.
+        """
+        states = []
+        chunks = zip(tokens.unbind(1), valid.unbind(1), closes.unbind(1), strict=True)
+        for chunk, are_tokens, ends in chunks:
+            for token, is_token in zip(chunk.unbind(1), are_tokens.unbind(1), strict=True):
+                state = choose(is_token, self.feed(state, token), state)
+            state = choose(ends, self.finish(state), state)
+            states.append(state)
+        return {name: torch.stack([s[name] for s in states]) for name in state}, state
 
 
 def by_token(heads: Tensor) -> Tensor:

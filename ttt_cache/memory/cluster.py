@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..precision import wide
-from ..rows import choose
 from .base import Frames, Memory, MemoryState, by_token
 
 SAME = 1e-4  # squared distances, in squared lengths of the key, that do not count
@@ -49,12 +48,6 @@ class Cluster(Memory):
         joins = self._joins(pair, means, members)  # [B, Hkv, M, 1]
         moved = means + (pair - means) / (members + 1)
         return {"means": torch.where(joins, moved, means), "members": members + joins}
-
-    def feed_chunk(self, state: MemoryState, tokens: Tensor, valid: Tensor) -> MemoryState:
-        # Each token's choice depends on the one before: there is no form for all at once.
-        for token, is_token in zip(tokens.unbind(1), valid.unbind(1), strict=True):
-            state = choose(is_token, self.feed(state, token), state)
-        return state
 
     def finish(self, state: MemoryState) -> MemoryState:
         return state

@@ -33,9 +33,6 @@ class Random(Memory):
     def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
         return state
 
-    def feed_chunk(self, state: MemoryState, tokens: Tensor, valid: Tensor) -> MemoryState:
-        return state
-
     def finish(self, state: MemoryState) -> MemoryState:
         return state
 

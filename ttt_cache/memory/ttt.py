@@ -9,24 +9,16 @@ per chunk. `docs/semantics.md` has the equations and the argument that the weigh
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import network
-from .base import Frames, Memory, MemoryState, by_token
-from .network import EPS, READ_EPS, FastWeights, rms_norm, unit
+from . import chunks, delta, network
+from .base import Frames, Memory, MemoryState
+from .delta import Chunk, Rule
+from .network import READ_EPS, FastWeights, rms_norm, unit
 
 LARGEST = 1e15  # of a projected feature: its square still fits float32
-
-
-class Learned(NamedTuple):
-    """What one chunk did to the last layer."""
-
-    phi: Tensor  # features of the keys, [B, h, L, m]
-    eta: Tensor  # rates, [B, h, L, 1]
-    error: Tensor  # of each token at the running weights, [B, h, L, d]
 
 
 class TTT(Memory):
@@ -79,49 +71,63 @@ class TTT(Memory):
         return {name: w.expand(batch_size, *w.shape) for name, w in fast.items()}
 
     def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
-        return self.feed_chunk(state, token[:, None])
-
-    def feed_chunk(
-        self, state: MemoryState, tokens: Tensor, valid: Tensor | None = None
-    ) -> MemoryState:
-        return self._learn(state, tokens, valid)[0]
-
-    def feed_and_answer(
-        self, state: MemoryState, tokens: Tensor, valid: Tensor, queries: Tensor
-    ) -> tuple[MemoryState, Tensor]:
-        """`feed_chunk`, and what each token's query finds after that token.
-
-        Args:
-            queries: unit vectors `[B, h, L, d]`, one for each token.
-
-        Returns:
-            the state after the tokens, and answers `[B, L, E]`.
-        """
-        new, learned = self._learn(state, tokens, valid)
-        phi = network.features(queries, self._hidden(state))
-        seen = torch.tril(phi @ learned.phi.transpose(-1, -2))
-        answers = phi @ state[self.fast.last] + seen @ (learned.eta * learned.error)
-        return new, by_token(rms_norm(answers, READ_EPS))
-
-    def answer(self, state: MemoryState, queries: Tensor) -> Tensor:
-        """Put unit queries `[B, h, L, d]` through the network: `[B, L, E]`."""
-        phi = network.features(queries, self._hidden(state))
-        return by_token(rms_norm(phi @ state[self.fast.last], READ_EPS))
+        chunk = Chunk(*(z.flatten(0, 1) for z in self._prepared(token[:, None])))
+        hidden, last = self._networks(state)
+        learned = delta.learn(chunk, hidden, last, delta.predict(chunk, hidden, last))
+        rows = (token.shape[0], self.heads)
+        new = state | {self.fast.last: learned.last.unflatten(0, rows)}
+        for name, gradient in zip(self.fast.hidden, learned.gradients, strict=True):
+            new[_grad(name)] = state[_grad(name)] + gradient.unflatten(0, rows)
+        return new
 
     def finish(self, state: MemoryState) -> MemoryState:
-        new = dict(state)
-        for name, step_size in zip(self.fast.hidden, self._step_sizes(), strict=True):
-            start = getattr(self.fast, name)
-            grad = state[_grad(name)] / self.chunk
-            step = grad * torch.rsqrt(1 + grad.square().sum((-1, -2), keepdim=True))
-            w = state[name] - torch.sigmoid(step_size)[:, None, None] * step
-            norm = torch.linalg.vector_norm(start, dim=-2, keepdim=True)
-            new[name] = w * (norm * torch.rsqrt(w.square().sum(-2, keepdim=True) + EPS))
-            new[_grad(name)] = torch.zeros_like(grad)
-        last = state[self.fast.last]
-        size = last.square().sum((-1, -2), keepdim=True)
-        new[self.fast.last] = last * (self.cap * torch.rsqrt(size + EPS)).clamp(max=1)
-        return new
+        rows = (state[self.fast.last].shape[0], self.heads)
+        rule = self._rule(rows[0])
+        hidden, last = delta.close(*self._networks(state), self._totals(state), rule)
+        new = self._state(hidden, last, rows)
+        return new | {_grad(name): torch.zeros_like(state[name]) for name in self.fast.hidden}
+
+    def scan(
+        self, state: MemoryState, tokens: Tensor, valid: Tensor, closes: Tensor
+    ) -> tuple[MemoryState, MemoryState]:
+        rows = (tokens.shape[0], self.heads)
+        chunk, (hidden, last) = self._by_chunk(tokens, valid), self._networks(state)
+        ends = closes.t().repeat_interleave(self.heads, dim=1)[..., None, None]
+        given = chunks.Given(chunk, hidden, last, self._totals(state), self._rule(rows[0]), ends)
+        found = chunks.run(given)
+        hidden, last, totals = found.end
+        new = self._state(hidden, last, rows)
+        for name, total in zip(self.fast.hidden, totals, strict=True):
+            new[_grad(name)] = total.unflatten(0, rows)
+        return self._state(found.hidden, found.last, rows), new
+
+    def running(
+        self, before: MemoryState, tokens: Tensor, valid: Tensor, queries: Tensor
+    ) -> Tensor:
+        """What each token's query finds after that token.
+
+        Args:
+            before: the weights before each chunk, `[K, B, *]`.
+            tokens, valid: as for `scan`.
+            queries: unit vectors `[K, B, h, C, d]`, one for each token.
+
+        Returns:
+            `[K, B, C, E]`.
+        """
+        flat = {name: w.flatten(0, 1) for name, w in before.items()}
+        chunk, (hidden, last) = self._by_chunk(tokens, valid), self._networks(flat)
+        chunk = Chunk(*(z.flatten(0, 1) for z in chunk))
+        _, learned, error = delta.predict(chunk, hidden, last)
+        phi = network.features(queries.flatten(0, 2), hidden)
+        seen = torch.tril(phi @ learned.transpose(-1, -2))
+        answers = phi @ last + seen @ (chunk.eta * error)
+        return self._by_token(answers.unflatten(0, queries.shape[:3]))
+
+    def answer(self, state: MemoryState, queries: Tensor) -> Tensor:
+        """Put unit queries `[*, h, L, d]` through networks `[*, h, rows, columns]`: `[*, L, E]`."""
+        return self._by_token(
+            network.features(queries, self._hidden(state)) @ state[self.fast.last]
+        )
 
     def read(self, state: MemoryState, batch_size: int) -> Tensor:
         if self.has_slots:
@@ -143,33 +149,50 @@ class TTT(Memory):
         finite = vectors.to(self.fast.layers["w1"].dtype).clamp(-LARGEST, LARGEST)
         return finite.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _learn(
-        self, state: MemoryState, tokens: Tensor, valid: Tensor | None
-    ) -> tuple[MemoryState, Learned]:
-        if valid is not None:
-            # A token of zeros has k = v = phi = 0: it changes nothing.
-            tokens = tokens.masked_fill(~valid[..., None], 0)
+    def _prepared(self, tokens: Tensor) -> Chunk:
+        """What is learned of tokens `[B, L, F]`: keys, values and rates, `[B, h, L, *]`."""
         both = self.heads * self.head_dim
         k, v, rate = map(self.split_heads, tokens.split([both, both, self.heads], dim=-1))
-        k, v = unit(k), rms_norm(v)
         eta = torch.sigmoid(rate + self.rate.to(rate.dtype)[:, None, None])
-        hidden, last = self._hidden(state), state[self.fast.last]
-        traces = network.forward(k, hidden)
-        phi = traces[-1].phi if traces else k
-        error = _errors(phi, v - phi @ last, eta)  # against the running weights
-        new = state | {self.fast.last: last + phi.transpose(-1, -2) @ (eta * error)}
-        if traces:
-            # d/dphi of |v - phi F|^2 / 2 at the running F.
-            d_phi = -(error @ last.transpose(-1, -2))
-            if tokens.shape[1] > 1:
-                d_phi = d_phi - torch.tril(error @ error.transpose(-1, -2), -1) @ (eta * phi)
-            gradients = network.backward(d_phi, traces, hidden)
-            for name, gradient in zip(self.fast.hidden, gradients, strict=True):
-                new[_grad(name)] = state[_grad(name)] + gradient
-        return new, Learned(phi, eta, error)
+        return Chunk(unit(k), rms_norm(v), eta)
+
+    def _by_chunk(self, tokens: Tensor, valid: Tensor) -> Chunk:
+        """The same of `[B, K, C, F]`, by chunk: `[K, B * h, C, *]`."""
+        # A token of zeros has k = v = phi = 0: it changes nothing.
+        tokens = tokens.masked_fill(~valid[..., None], 0)
+        parts = (z.unflatten(2, tokens.shape[1:3]) for z in self._prepared(tokens.flatten(1, 2)))
+        return Chunk(*(z.permute(2, 0, 1, 3, 4).flatten(1, 2) for z in parts))
+
+    def _by_token(self, answers: Tensor) -> Tensor:
+        """The normed answers of all heads side by side: `[*, h, L, d]` -> `[*, L, E]`."""
+        return rms_norm(answers, READ_EPS).transpose(-3, -2).flatten(-2)
 
     def _hidden(self, state: MemoryState) -> list[Tensor]:
         return [state[name] for name in self.fast.hidden]
+
+    def _networks(self, state: MemoryState) -> tuple[list[Tensor], Tensor]:
+        """Hidden layers and last layer of all rows' heads, `[B * h, rows, columns]`."""
+        return [w.flatten(0, 1) for w in self._hidden(state)], state[self.fast.last].flatten(0, 1)
+
+    def _totals(self, state: MemoryState) -> list[Tensor]:
+        return [state[_grad(name)].flatten(0, 1) for name in self.fast.hidden]
+
+    def _state(self, hidden: list[Tensor], last: Tensor, rows: tuple[int, int]) -> MemoryState:
+        """Weights of networks `[*, B * h, rows, columns]` by name, `[*, B, h, rows, columns]`."""
+        weights = zip((*self.fast.hidden, self.fast.last), (*hidden, last), strict=True)
+        return {name: w.unflatten(-3, rows) for name, w in weights}
+
+    def _rule(self, batch: int) -> Rule:
+        """How chunks close, for networks of so many rows."""
+        starts = [getattr(self.fast, name) for name in self.fast.hidden]
+        norms = [torch.linalg.vector_norm(start, dim=-2, keepdim=True) for start in starts]
+        rates = [torch.sigmoid(size)[:, None, None] for size in self._step_sizes()]
+        return Rule(
+            self.chunk,
+            self.cap,
+            [rate.repeat(batch, 1, 1) for rate in rates],
+            [norm.repeat(batch, 1, 1) for norm in norms],
+        )
 
     def _step_sizes(self) -> tuple[Tensor, ...]:
         return self.fast.step_size.unbind() if self.fast.hidden else ()
@@ -178,11 +201,3 @@ class TTT(Memory):
 def _grad(name: str) -> str:
     """Where the gradient so far of a layer stands in the state: `w1` -> `grad1`."""
     return name.replace("w", "grad")
-
-
-def _errors(phi: Tensor, residual: Tensor, eta: Tensor) -> Tensor:
-    """Each token's prediction error after the tokens before it: the delta rule's solve."""
-    if phi.shape[-2] == 1:
-        return residual
-    overlap = torch.tril(phi @ phi.transpose(-1, -2), -1) * eta.transpose(-1, -2)
-    return torch.linalg.solve_triangular(overlap, residual, upper=False, unitriangular=True)
