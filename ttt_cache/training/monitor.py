@@ -157,8 +157,9 @@ def _memory_branch(
         `[B, Hkv, R, T, 1]` and `[B, Hkv, R, T, D]`, or what broadcasts to it, float32 or wider.
     """
     if isinstance(cache.reader, VirtualTokens):
-        # In groups of one chunk, padded at the end.
-        weights, added = (widened(z.flatten(3, 4)[:, :, :, : q.shape[2]]) for z in taken)
+        # Block by block of queries, in groups of one chunk, the last one padded at the end.
+        flat = [widened(z.flatten(3, 4)) for z in taken]
+        weights, added = (torch.cat(flat[i::2], dim=3)[:, :, :, : q.shape[2]] for i in (0, 1))
         return weights.sum(-1, keepdim=True), added
     (answered,) = taken
     answered = cache.by_key_head(widened(answered))
@@ -173,14 +174,15 @@ def _without_memory(cache: HierarchicalCache) -> Iterator[list[Tensor]]:
     """Within it the memory adds zeros to what the cache answers; what it would add is kept.
 
     Yields:
-        after a call, with virtual tokens `[weights, what they add]`, else `[the memory's answer]`.
+        after a call, with virtual tokens `[weights, what they add, ...]` of every block of
+        queries, else `[the memory's answer]`.
     """
     reader, taken = cache.reader, []
 
     def mix(weights: Tensor, readout: Tensor) -> Tensor:
         assert isinstance(reader, VirtualTokens)
         taken.extend([weights, type(reader).mix(reader, weights, readout)])
-        return torch.zeros_like(taken[1])
+        return torch.zeros_like(taken[-1])
 
     def output(answers: Tensor, dtype: torch.dtype) -> Tensor:
         assert isinstance(reader, QueryReader)
