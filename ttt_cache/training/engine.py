@@ -17,7 +17,7 @@ from .data import LMFacts, Sessions, TokenCache, prepare
 from .evaluate import Losses, evaluate, with_controls
 from .export import export
 from .loss import Weights
-from .model import checkpoint_info, load
+from .model import check_learns, checkpoint_info, load
 from .monitor import Observed
 from .picture import draw
 from .recorder import Recorder
@@ -52,7 +52,9 @@ class Run:
         self.settings = settings
         mixed = "bf16" if settings.param_dtype == "bfloat16" else "no"
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.accelerator = Accelerator(mixed_precision=mixed, kwargs_handlers=[unused])
+        # Said outright: else accelerate takes processes on CPUs for strangers to each other.
+        cpu = not torch.accelerator.is_available()
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[unused])
         self.main = self.accelerator.is_main_process
         self.run_dir = Path(settings.run_dir)
         self.stages = settings.ttt_cache.stages
@@ -64,10 +66,13 @@ class Run:
             lambda: open_run(settings, self.rows) if self.main else begins_at(self.run_dir)
         )
         info = checkpoint_info(settings.moshi_paths)
-        self.lm, self.handle = load(settings, info, self.accelerator.device)
+        device = self.accelerator.device
+        self.device = device if device.type != "cpu" else torch.device("cpu")  # never "cpu:0"
+        self.lm, self.handle = load(settings, info, self.device)
         self.lm_config = info.raw_config or _lm_kwargs
         self.facts = LMFacts.of(self.lm)
         self.data, self.eval_data = self._data(info)
+        check_learns(settings, self.handle, max(self.data.frames))
         self.observed: dict[int, Observed] = {}
         self.before: Losses = {}
 
@@ -84,7 +89,7 @@ class Run:
         def tokenised(manifest: str, name: str) -> TokenCache:
             if not self.main:
                 return TokenCache.open(folder / name)
-            mimi = info.get_mimi(device=self.accelerator.device)
+            mimi = info.get_mimi(device=self.device)
             mimi.set_num_codebooks(max(self.lm.dep_q, self.lm.n_q - self.lm.dep_q))
             tokenizer = info.get_text_tokenizer()
             return prepare(Path(manifest), folder / name, mimi, tokenizer, self.facts)
@@ -166,7 +171,7 @@ class Run:
             "stages": ", ".join(stages),
             "data": self.settings.data.train_data,
             "processes": str(self.accelerator.num_processes),
-            "device": str(self.accelerator.device),
+            "device": str(self.device),
             "seed": str(self.settings.seed),
             "versions": f"torch {torch.__version__}, ttt-cache {__version__}",
         }

@@ -9,6 +9,7 @@ import torch
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
+from safetensors import SafetensorError
 from torch import nn
 
 from ttt_cache.adapter import load_adapter
@@ -34,10 +35,18 @@ def load(settings: Settings, info: CheckpointInfo, device: torch.device) -> tupl
     """The language model with everything frozen, LoRA if asked for, and the patch.
 
     Raises:
-        ValueError: `ttt_cache.patch` does not fit the model, or contradicts `ttt_cache.adapter`.
+        ValueError: the checkpoint is damaged or not what its config says; `ttt_cache.patch` does
+            not fit the model, or contradicts `ttt_cache.adapter`.
     """
     dtype = getattr(torch, settings.param_dtype)
-    lm = info.get_moshi(device, dtype=dtype, fuse_lora=True)
+    try:
+        lm = info.get_moshi(device, dtype=dtype, fuse_lora=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, RuntimeError, TypeError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f"moshi_paths: {info.moshi_weights} is damaged, or no Moshi of that config: {error}"
+        ) from error
     if lm.condition_provider is not None:
         raise ValueError("moshi_paths: a model with conditioners cannot be trained here yet")
     lm.requires_grad_(False)
@@ -53,6 +62,36 @@ def load(settings: Settings, info: CheckpointInfo, device: torch.device) -> tupl
     if cache.patch:
         raise ValueError("ttt_cache.adapter brings its own settings; leave out ttt_cache.patch")
     return lm, load_adapter(lm, os.fspath(cache.adapter))
+
+
+def check_learns(settings: Settings, handle: Patch, longest: int) -> None:
+    """Refuse stages in which a memory could not learn anything.
+
+    Args:
+        longest: frames of the longest session.
+
+    Raises:
+        ValueError: the memory has no weights, or nothing ever leaves the window.
+    """
+    caches = handle.caches.values()
+    for number, stage in enumerate(settings.ttt_cache.stages):
+        if stage.train not in ("distill", "compressor"):
+            continue
+        if not any(True for cache in caches for _ in cache.parameters()):
+            raise ValueError(
+                f"ttt_cache.stages.{number}: {stage.train} trains the memory, but "
+                f"memory={handle.config.memory!r} has nothing to train"
+            )
+        # Distillation takes every segment by itself, the other stages go through whole sessions.
+        segment = settings.frames_of(stage, settings.steps_of(stage) - 1)
+        key, frames = f"ttt_cache.stages.{number}.frames", min(segment, longest)
+        if stage.train != "distill" or longest < segment:
+            key, frames = "ttt_cache.session_sec", longest
+        if not any(cache.written(torch.tensor([frames])).any() for cache in caches):
+            raise ValueError(
+                f"{key}: must be longer: within {frames} frames nothing leaves the window, so the "
+                "memory would never be read"
+            )
 
 
 def add_lora(lm: LMModel, lora: Lora, seed: int) -> None:
