@@ -33,6 +33,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/presets.py
 	$(BIN)/python benchmarks/ttt_layers.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/recall.py
 	$(BIN)/python benchmarks/soak.py
 
 $(READY): pyproject.toml
