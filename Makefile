@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ttt_layers.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/recall.py
+	$(BIN)/python benchmarks/distill_memory.py
 	$(BIN)/python benchmarks/soak.py
 
 $(READY): pyproject.toml

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from common import Line, environment, publish, quiet_process
 from moshi.models.lm import LMModel
 from moshi.models.loaders import _lm_kwargs, get_moshi_lm
+from peak import peak_bytes
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -97,15 +97,8 @@ def counted(lm: LMModel, frames: int, fused_kernel: bool) -> int:
 def profiled(lm: LMModel, frames: int) -> int:
     """The same on the CPU, by torch's profiler."""
     codes = torch.randint(0, 60, (1, lm.num_codebooks, frames + 1))
-    with (
-        ttt_cache.patch(lm) as handle,
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record,
-    ):
-        lesson(handle, lambda: predict(lm, codes))
-    assert record.profiler is not None and record.profiler.kineto_results is not None
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return int(held.cumsum(0).max())
+    with ttt_cache.patch(lm) as handle:
+        return peak_bytes(lambda: lesson(handle, lambda: predict(lm, codes)))
 
 
 def small(layers: int, device: str) -> LMModel:

@@ -29,9 +29,9 @@ import torch
 from common import HEADS, Line, environment, publish, quiet_process, transformer
 from core import CHUNK, CLOCKS, TOLERANCE, Given, Samples, medians, off, require, worst
 from moshi.modules.transformer import StreamingMultiheadAttention
+from peak import peak_bytes
 from rich.progress import track
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import ttt_cache
 from ttt_cache.targets import attention_of
@@ -123,17 +123,6 @@ def check_reach(name: str, arm: Arm, inputs: Inputs) -> None:
             raise SystemExit(f"{name}: no finite gradient reaches {part}. Nothing was timed.")
 
 
-def peak_bytes(arm: Arm, inputs: Inputs) -> int:
-    """The most that forward and backward have allocated at a time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        arm.train(inputs)
-    assert record.profiler is not None and record.profiler.kineto_results is not None
-    every: list[Any] = record.profiler.kineto_results.events()
-    events = sorted((e for e in every if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    held = torch.tensor([event.nbytes() for event in events])
-    return int(held.cumsum(0).max())
-
-
 def interleave(arms: dict[str, Arm], length: int, dim: int, repetitions: int) -> Samples:
     """Milliseconds of every sample of every arm, by clock."""
     names = list(arms)
@@ -154,7 +143,7 @@ def measure(length: int, heads: int, repetitions: int) -> dict[str, Any]:
     inputs = Inputs.draw(length, dim)
     for name, arm in arms.items():
         check_reach(name, arm, inputs)
-    peaks = {name: peak_bytes(arm, inputs) for name, arm in arms.items()}
+    peaks = {name: peak_bytes(lambda arm=arm: arm.train(inputs)) for name, arm in arms.items()}
     samples = interleave(arms, length, dim, repetitions)
     case = {"frames": length, "heads": heads, "repetitions": repetitions}
     return {**case, "off": apart, "peak_bytes": peaks, "samples_ms": samples}
