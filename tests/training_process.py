@@ -25,7 +25,7 @@ _CONTEXT.set_forkserver_preload(["training_process"])
 
 def start(path: Path, slow: float = 0.0, **environment: str) -> ForkServerProcess:
     """Begin or resume a run; every file of a checkpoint takes `slow` seconds more to write."""
-    process = _CONTEXT.Process(target=_train, args=(path, slow, environment))
+    process = _CONTEXT.Process(target=_train, args=(path, slow, environment), daemon=True)
     process.start()
     return process
 
@@ -33,7 +33,7 @@ def start(path: Path, slow: float = 0.0, **environment: str) -> ForkServerProces
 def finish(*processes: ForkServerProcess) -> None:
     """Wait until all have ended well."""
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0, f"a process ended with {process.exitcode}"
 
 
