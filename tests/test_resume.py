@@ -68,8 +68,12 @@ def assert_same_run(run_dir: Path, reference: Path) -> None:
 
 
 def assert_near(run_dir: Path, reference: Path) -> None:
-    """Every figure equal to 1e-5: sums are taken in another order."""
-    mine, theirs = losses(run_dir), losses(reference)
+    """Figures equal to 1e-5: sums are taken in another order. Gates are looked at in the first
+    microbatch of the first process alone, which may have other rows."""
+    mine, theirs = (
+        [{k: v for k, v in r.items() if not k.startswith(("mass/", "ratio/"))} for r in losses(d)]
+        for d in (run_dir, reference)
+    )
     assert len(mine) == len(theirs)
     for record, other in zip(mine, theirs, strict=True):
         assert record.pop("stage") == other.pop("stage")
