@@ -70,7 +70,9 @@ def test_a_fresh_row_starts_anew_and_leaves_the_other_alone():
             predict(model, long[:, :, :21])
         with carry.segment(torch.tensor([False, True])):
             got = predict(model, switched).text
-        expected = torch.stack([model(first).text_logits[0, 0, 20:], model(second).text_logits[1, 0]])
+        expected = torch.stack(
+            [model(first).text_logits[0, 0, 20:], model(second).text_logits[1, 0]]
+        )
     assert torch.allclose(got, expected, atol=1e-5 * expected.abs().max())
 
 
@@ -110,7 +112,7 @@ def test_gradients_are_those_of_the_segment_alone_and_survive_checkpointing(laye
         assert not torch.equal(carry.tensors()["1.memory.w2"], before["1.memory.w2"])
         found.append([p.grad for p in ttt_cache.adapter_parameters(model)])
     for plain, again in zip(*found, strict=True):
-        assert plain is None and again is None or torch.allclose(plain, again, atol=1e-6)
+        assert (plain is None and again is None) or torch.allclose(plain, again, atol=1e-6)
     assert any(grad is not None and grad.abs().max() > 0 for grad in found[0])
 
 
@@ -147,7 +149,7 @@ def test_a_streaming_model_or_sinusoidal_positions_are_refused():
 
 
 def test_controls():
-    """Full context is stock; the window alone is a patch without memory; reset is between chunks."""
+    """Full context is stock, the window alone a patch without memory; reset reads no memory."""
     model = model_of()
     codes = random_codes(model, 60)
     handle = require_patch(model)

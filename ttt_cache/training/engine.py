@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
 from moshi.models.loaders import CheckpointInfo, _lm_kwargs
 
 from ttt_cache.version import __version__
@@ -55,6 +56,11 @@ class Run:
         # Said outright: else accelerate takes processes on CPUs for strangers to each other.
         cpu = not torch.accelerator.is_available()
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[unused])
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError(
+                "accelerate is set to FSDP, which is not supported: choose data parallelism (DDP), "
+                "or train inside moshi-finetune (docs/finetune.md)"
+            )
         self.main = self.accelerator.is_main_process
         self.run_dir = Path(settings.run_dir)
         self.stages = settings.ttt_cache.stages

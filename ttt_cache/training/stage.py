@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType
 
 from . import checkpoint
 from .carry import Carry
@@ -39,9 +38,6 @@ class StageRun:
         self.steps = run.settings.steps_of(self.stage)
         self.done = 0
         self.saved = -1
-        sharded = run.accelerator.distributed_type == DistributedType.FSDP
-        if self.stage.train == "distill" and sharded:
-            raise ValueError("ttt_cache.stages: distill does not go with FSDP; launch it with DDP")
         choose_trained(run.lm, run.handle, run.settings, self.stage.train)
         self.trained = [p for p in run.lm.parameters() if p.requires_grad]
         optim = run.settings.optim
