@@ -32,7 +32,7 @@ STEPS, LENGTH, ROWS = 3, 40, 4
 
 
 class Run(NamedTuple):
-    """A run of moshi-finetune: precision, and LoRA with gradient checkpointing or all weights."""
+    """A run of moshi-finetune: precision, and LoRA or all weights."""
 
     dtype: torch.dtype
     lora: bool
@@ -57,7 +57,7 @@ def recipe(adapter: Path | None = None) -> Any:
 def build(run: Run) -> LMModel:
     """On the meta device; weights and LoRA on rank 0 only; then everything but LoRA is frozen."""
     with torch.device("meta"):
-        model = LMModel(**TINY, gradient_checkpointing=run.lora, device="meta", dtype=run.dtype)
+        model = LMModel(**TINY, gradient_checkpointing=True, device="meta", dtype=run.dtype)
         if run.lora:
             replace_all_linear_with_lora(model, 2, 2.0)
     if dist.get_rank() == 0:

@@ -75,8 +75,8 @@ MUTANTS = {
         "torch.ones_like(last)",
     ),
     "read-outs shared between rows": (
-        "memory/ttt.py", "return self._by_token(network",
-        "return self._by_token(torch.flip(state[self.fast.last][..., :1, :1], [0]) * 0 + network",
+        "memory/ttt.py", "return rms_norm(answers, READ_EPS).transpose(-3, -2).flatten(-2)",
+        "return rms_norm(answers, READ_EPS).transpose(-3, -2).flatten(-2).roll(1, 0)",
     ),
     "fast weights follow the model's dtype": (
         "memory/network.py", "return super()._apply(keep_wide, recurse)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -90,9 +91,19 @@ class HierarchicalCache(nn.Module):
             kind = one_of("gate", config.gate, GATES)
             bias = self.reader.joint_bias if isinstance(self.reader, VirtualTokens) else 0.0
             self.gate = Gate(kind, self.num_heads, self.head_dim, config.alpha, bias, **factory)
+        self.weight_names = [name for name, _ in self.named_parameters()]
         # Shape of every state tensor without its row: what a state given from outside must have.
         shapes = self.init_state(1, device="meta")
         self.layout = {name: tensor.shape[1:] for name, tensor in shapes.tensors()}
+
+    def weights(self, part: str) -> dict[str, Tensor]:
+        """The slow weights of `memory`, `reader` or `gate`, by their names in the cache.
+
+        By name: where FSDP lets a module run again on the way back, its parameters are plain
+        attributes and not registered.
+        """
+        names = [name for name in self.weight_names if name.startswith(f"{part}.")]
+        return {name: attrgetter(name)(self) for name in names}
 
     def init_state(
         self,

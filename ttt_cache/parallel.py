@@ -143,7 +143,7 @@ def _attend_exactly(cache: HierarchicalCache, exact: Exact, span: Span) -> Tenso
 def _attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor, span: Span) -> Tensor:
     """Attention to window, sinks and virtual tokens, `[B, H, T, D]`."""
     module = reading.Reading(cache)
-    weights = dict(module.named_parameters())
+    weights = cache.weights("reader") | cache.weights("gate")
 
     def attend(block: Block, *parts: Tensor) -> Tensor:
         seen, readout, given = (

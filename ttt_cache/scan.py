@@ -72,10 +72,10 @@ def versions(
         of the newest version, `[B, *]`, and the state of the memory at the end.
     """
     grid, readouts = Grid.of(cache.window, span), [old.readout[:, None]]
-    state, weights = _start(cache, memory, old), dict(memory.named_parameters())
+    state, weights = _start(cache, memory, old), cache.weights("memory")
 
     def read(versions: MemoryState, shape: tuple[int, int], *given: Tensor) -> Tensor:
-        bound = dict(zip(weights, given, strict=True))
+        bound = {n.removeprefix("memory."): w for n, w in zip(weights, given, strict=True)}
         return functional_call(memory, bound, (versions, shape))
 
     with full_precision(features):
