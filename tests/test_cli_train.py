@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from ttt_cache.cli import main
 from ttt_cache.cli.distill import distillation_of
 from ttt_cache.training.checkpoint import checkpoints
-from ttt_cache.training.settings import Stage, read_settings
+from ttt_cache.training.config_file import read_settings
+from ttt_cache.training.settings import Stage
 
 EVERY_STAGE = [
     {"train": "distill", "steps": 2, "frames": [16]},

@@ -16,7 +16,7 @@ import yaml
 from models import tiny_lm
 from safetensors.torch import load_file
 
-from ttt_cache.training.settings import read_settings
+from ttt_cache.training.config_file import read_settings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 YAMLS = sorted(path.name for path in EXAMPLES.glob("*.yaml"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ttt_cache.training.settings import read_settings
+from ttt_cache.training.config_file import read_settings
 
 FILES = {"data": {"train_data": "data.jsonl"}, "run_dir": "run"}
 

@@ -16,8 +16,8 @@ import torch.utils.tensorboard
 from data_support import tiny_mimi
 
 from ttt_cache.training import checkpoint
+from ttt_cache.training.config_file import read_settings
 from ttt_cache.training.engine import train
-from ttt_cache.training.settings import read_settings
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["training_process"])

@@ -11,7 +11,8 @@ from data_support import tiny_mimi, tiny_tokenizer, write_data_set
 from models import SMALL, TINY, random_codes, tiny_lm
 from safetensors.torch import save_file
 
-from ttt_cache.training.settings import Settings, read_settings
+from ttt_cache.training.config_file import read_settings
+from ttt_cache.training.settings import Settings
 
 LENGTHS = [96_000, 60_000, 130_000, 80_000]  # samples of 24 kHz: 50, 31.25, 67.7 and 41.7 frames
 

@@ -54,7 +54,7 @@ def run(config: Path, change: Callable[[Settings], Settings]) -> None:
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         raise fail(f"training needs {', '.join(missing)}: pip install 'ttt-cache[train]'")
-    from ttt_cache.training.settings import read_settings
+    from ttt_cache.training.config_file import read_settings
 
     with refusals("", OSError):
         settings = change(read_settings(config))

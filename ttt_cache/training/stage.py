@@ -108,13 +108,12 @@ class StageRun:
         frames = run.settings.frames_of(self.stage, self.done)
         batches = [lane.stream.next_batch(frames) for lane in self.lanes]
         self.optimizer.zero_grad()
-        observed: dict[int, Observed] = {}
+        looks = run.main and (self.done % OBSERVE_EVERY == 0 or self.done == self.steps - 1)
+        handle = run.handle if looks else None
         if self.stage.train == "distill":
-            losses = distil(run.accelerator, run.lm, run.handle, batches)
+            losses, observed = distil(run.accelerator, run.lm, run.handle, batches, handle)
         else:
             objective = Objective(run.weights, run.settings.ttt_cache.distillation_weight)
-            looks = run.main and (self.done % OBSERVE_EVERY == 0 or self.done == self.steps - 1)
-            handle = run.handle if looks else None
             args = (run.accelerator, self.model, self.lanes, batches, objective, handle)
             losses, observed = fine_tune(*args)
         for parameter in self.trained:

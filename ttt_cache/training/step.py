@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -59,25 +59,35 @@ class Objective:
 
 
 def distil(
-    accelerator: Accelerator, lm: LMModel, handle: Patch, batches: Iterable[Batch]
-) -> dict[str, Tensor]:
-    """Add the gradients of each layer's error, averaged over rows; returns `error/LAYER`.
+    accelerator: Accelerator,
+    lm: LMModel,
+    handle: Patch,
+    batches: Sequence[Batch],
+    observing: Patch | None,
+) -> tuple[dict[str, Tensor], dict[int, Observed]]:
+    """Add the gradients of each layer's error, averaged over rows.
 
     Every segment is taken by itself.
+
+    Returns:
+        `error/LAYER`, and what was observed, as from `fine_tune`.
     """
     found: dict[str, list[Tensor]] = {}
+    observed: dict[int, Observed] = {}
     for batch in batches:
         codes = batch.codes.to(accelerator.device)
         with accelerator.autocast():
             errors = lesson(handle, lambda codes=codes: predict(lm, codes))
+            if observing is not None and batch is batches[0]:
+                observed = observe(observing, lambda codes=codes: predict(lm, codes))
         for layer, error in errors.items():
             found.setdefault(f"error/{layer}", []).append(error)
-    lanes = max(map(len, found.values()))
     for parameter in lm.parameters():
         if parameter.grad is not None:
-            parameter.grad = over_processes(accelerator, parameter.grad / lanes, "mean")
+            mean = parameter.grad / len(batches)
+            parameter.grad = over_processes(accelerator, mean, "mean")
     means = {name: torch.stack(errors).mean() for name, errors in found.items()}
-    return {name: over_processes(accelerator, mean, "mean") for name, mean in means.items()}
+    return {n: over_processes(accelerator, mean, "mean") for n, mean in means.items()}, observed
 
 
 def fine_tune(
