@@ -262,6 +262,24 @@ def test_refusals():
         observe(handle, lambda: model)
 
 
+@pytest.mark.parametrize("block", [1, 40])
+def test_blocks_of_queries_add_up(block, monkeypatch):
+    """A long call is answered block by block; what is seen of it is the same as in one."""
+    model = tiny_lm()
+    handle = ttt_cache.patch(model, **SMALL)
+    stir(model)
+    codes = random_codes(model, 60)
+    found = []
+    for size in (1000, block):
+        monkeypatch.setattr("ttt_cache.span.BLOCK", size)
+        found.append(observe(handle, lambda: temporal(model, codes)))
+    whole, parts = found
+    for layer, seen in whole.items():
+        assert seen.mass > 0.01
+        assert parts[layer].mass == pytest.approx(seen.mass, rel=1e-4)
+        assert parts[layer].ratio == pytest.approx(seen.ratio, rel=1e-4)
+
+
 def test_figures_are_named_by_layer():
     figures = figures_of({25: Observed(0.1, 0.2, 0.3), 31: Observed(1, 0, 2)})
     assert figures == {
