@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # Moshi reads it on import
+# Also in the processes that tests start: a result must not depend on the number of threads, and
+# two workers on two cores have no use for more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from hypothesis import HealthCheck, Phase, settings

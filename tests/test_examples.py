@@ -24,7 +24,7 @@ YAMLS = sorted(path.name for path in EXAMPLES.glob("*.yaml"))
 
 def run(cwd: Path, *command: object) -> str:
     words = [sys.executable, *(str(word) for word in command)]
-    result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
