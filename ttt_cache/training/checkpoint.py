@@ -123,7 +123,7 @@ def read_position(folder: Path) -> dict[str, Any]:
     return position
 
 
-def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
+def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Put a checkpoint's weights, and the optimizer's state, back.
 
     Raises:
@@ -141,8 +141,6 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer | None) -> None
             )
     broadcast = StateDictOptions(full_state_dict=True, strict=False)
     set_model_state_dict(model, weights, options=broadcast)
-    if optimizer is None:
-        return
     try:
         moments = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common type for damaged files

@@ -96,7 +96,6 @@ class Run:
             if not self.main:
                 return TokenCache.open(folder / name)
             mimi = info.get_mimi(device=self.device)
-            mimi.set_num_codebooks(max(self.lm.dep_q, self.lm.n_q - self.lm.dep_q))
             tokenizer = info.get_text_tokenizer()
             return prepare(Path(manifest), folder / name, mimi, tokenizer, self.facts)
 

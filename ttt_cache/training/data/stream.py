@@ -79,6 +79,14 @@ class SegmentStream:
             raise ValueError("sessions must hold at least one session, and none of 0 frames")
         if not self.rows or not set(self.rows) <= set(range(self.total_rows)):
             raise ValueError(f"rows must be within range({self.total_rows}), got {self.rows}")
+        lengths = hashlib.sha256(repr(self._frames).encode()).hexdigest()
+        self._identity = {
+            "sessions": len(self._frames),
+            "session_lengths": lengths[:16],
+            "total_rows": self.total_rows,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+        }
         # All rows, also those of other processes: any process can write the whole state.
         self._at = [_Position() for _ in range(self.total_rows)]
         self._loaded: dict[int, tuple[int, Tensor]] = {}
@@ -99,7 +107,7 @@ class SegmentStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The position of all `total_rows` rows, and what it belongs to; fit for JSON."""
-        return {**self._identity(), "rows": [[at.session, at.frame] for at in self._at]}
+        return {**self._identity, "rows": [[at.session, at.frame] for at in self._at]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with any number of processes.
@@ -107,23 +115,13 @@ class SegmentStream:
         Raises:
             ValueError: it was taken with other sessions, rows, seed or shuffle.
         """
-        for name, ours in self._identity().items():
+        for name, ours in self._identity.items():
             if state.get(name) != ours:
                 raise ValueError(
                     f"the stream's state was saved with {name} {state.get(name)!r}, here it is "
                     f"{ours!r}: go on with the same data and settings, or start anew"
                 )
         self._at = [_Position(session, frame) for session, frame in state["rows"]]
-
-    def _identity(self) -> dict[str, Any]:
-        lengths = hashlib.sha256(repr(self._frames).encode()).hexdigest()
-        return {
-            "sessions": len(self._frames),
-            "session_lengths": lengths[:16],
-            "total_rows": self.total_rows,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-        }
 
     def _segment(self, row: int, frames: int) -> Tensor:
         """The next segment of a row, int64 `[K, frames + 1]`."""
