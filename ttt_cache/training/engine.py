@@ -14,8 +14,9 @@ from moshi.models.loaders import CheckpointInfo, _lm_kwargs
 from ttt_cache.version import __version__
 
 from . import checkpoint
+from .carry import Caches
 from .data import LMFacts, Sessions, TokenCache, prepare
-from .evaluate import Losses, evaluate, with_controls
+from .evaluate import Losses, arms_of, evaluate
 from .export import export
 from .loss import Weights
 from .model import check_learns, checkpoint_info, load
@@ -142,22 +143,19 @@ class Run:
             stage.resume(self.begin, position)
         stage.train()
 
-    def evaluate(self) -> Losses:
-        """The losses on the held-out sessions; none without them."""
+    def evaluate(self, caches: Caches | None = None) -> Losses:
+        """The losses on the held-out sessions, none without them; `caches`: of another arm."""
         if self.eval_data is None:
             return {}
+        frames = max(self.settings.frames_of(stage, 0) for stage in self.stages)
         parts = (self.accelerator, self.lm, self.handle, self.eval_data)
-        return evaluate(*parts, self._eval_frames(), self.weights)
-
-    def _eval_frames(self) -> int:
-        return max(self.settings.frames_of(stage, 0) for stage in self.stages)
+        return evaluate(*parts, frames, self.weights, caches)
 
     def _finish(self) -> None:
         """Weights as users share them, the picture, and the page that sums the run up."""
         arms: dict[str, Losses] = {}
         if self.eval_data is not None:
-            parts = (self.accelerator, self.lm, self.handle, self.eval_data)
-            arms = with_controls(*parts, self._eval_frames(), self.weights)
+            arms = {name: self.evaluate(caches) for name, caches in arms_of(self.handle).items()}
             arms[BEFORE] = self.before
         if not self.main:
             return

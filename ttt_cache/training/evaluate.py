@@ -53,23 +53,12 @@ def evaluate(
     return {"loss": text + audio, "text_loss": text, "audio_loss": audio}
 
 
-def with_controls(
-    accelerator: Accelerator,
-    lm: LMModel,
-    handle: Patch,
-    sessions: Sessions,
-    frames: int,
-    weights: Weights,
-) -> dict[str, Losses]:
-    """The trained memory beside the window alone, the memory reset, and full context."""
+def arms_of(handle: Patch) -> dict[str, Caches]:
+    """The trained memory and its controls: window alone, memory reset, and full context."""
     arms = {
         THIS_RUN: handle.caches,
         WINDOW: window_only(handle),
         RESET: memory_reset(handle),
         FULL: {},
     }
-    return {
-        name: evaluate(accelerator, lm, handle, sessions, frames, weights, caches)
-        for name, caches in arms.items()
-        if caches is not None
-    }
+    return {name: caches for name, caches in arms.items() if caches is not None}

@@ -38,6 +38,7 @@ class StageRun:
         self.steps = run.settings.steps_of(self.stage)
         self.done = 0
         self.saved = -1
+        self._between = False  # of the weights of two steps: nothing may be saved then
         choose_trained(run.lm, run.handle, run.settings, self.stage.train)
         self.trained = [p for p in run.lm.parameters() if p.requires_grad]
         optim = run.settings.optim
@@ -157,7 +158,6 @@ class StageRun:
 
     def _remember(self) -> None:
         """What goes with the weights as they are: an unfinished step is begun again from here."""
-        self._between = False
         self._position = {
             "step": self.before + self.done,
             "stage": self.index,
