@@ -38,6 +38,7 @@ def settings(folder: Path, **cache: Any) -> dict[str, Any]:
         "data": data | {"shuffle": True},
         "batch_size": 2,
         "num_microbatches": 2,
+        "do_eval": True,
         "eval_freq": 4,
         "ckpt_freq": 2,
         "lora": {"enable": True, "rank": 2},

@@ -145,7 +145,7 @@ def test_whole_weights_load_where_moshi_does(folder, changes):
 
 def test_an_adapter_has_the_loss_of_its_run(folder):
     data = {n: str(folder / d / "data.jsonl") for n, d in HELD_OUT.items()}
-    run = make(folder, "evaluated", data=data, eval_freq=2)
+    run = make(folder, "evaluated", data=data, do_eval=True, eval_freq=2)
     run.train()
     lm = base(folder).get_moshi(dtype=torch.float32)
     handle = ttt_cache.load_adapter(lm, folder / "evaluated" / "adapter")
@@ -161,6 +161,14 @@ def test_an_adapter_has_the_loss_of_its_run(folder):
 
 
 HELD_OUT = {"train_data": "data", "eval_data": "held_out"}
+
+
+def test_without_do_eval_only_start_and_end_are_evaluated(folder):
+    data = {n: str(folder / d / "data.jsonl") for n, d in HELD_OUT.items()}
+    make(folder, "ends only", data=data, eval_freq=1).train()
+    assert not any(name.startswith("eval/") for r in figures(folder, "ends only") for name in r)
+    page = (folder / "ends only" / "summary.md").read_text()
+    assert "| before training |" in page and "| this run |" in page
 
 
 def test_a_teacher_adds_its_divergence(folder, tuned):

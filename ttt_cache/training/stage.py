@@ -150,7 +150,7 @@ class StageRun:
         last = self.done == self.steps
         if observed or step % settings.log_freq == 0 or last:
             run.recorder.log(step, figures | figures_of(observed), self.stage.train)
-        if run.eval_data is not None and settings.eval_freq and step % settings.eval_freq == 0:
+        if settings.do_eval and settings.eval_freq and step % settings.eval_freq == 0:
             found = {f"eval/{name}": loss for name, loss in run.evaluate().items()}
             run.recorder.log(step, found, self.stage.train)
         if settings.ckpt_freq and step % settings.ckpt_freq == 0:
