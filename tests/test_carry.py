@@ -217,8 +217,3 @@ def test_divergence_by_hand():
     weight = torch.tensor([2.0, 5.0])
     assert torch.allclose(divergence(q.log(), p.log(), weight), expected)
     assert divergence(q.log().fill_(float("nan")), p.log(), torch.zeros(2)) == 0
-
-
-def test_a_model_without_depformer_has_text_only():
-    model = tiny_lm(dep_q=0)
-    assert predict(model, delayed(model, random_codes(model, 5))).audio is None

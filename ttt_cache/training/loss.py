@@ -19,10 +19,10 @@ from .data import LMFacts
 
 
 class Logits(NamedTuple):
-    """Of text `[B, T, card]` and of audio `[B, dep_q, T, card]`; no audio where `dep_q` is 0."""
+    """What a model predicts at each of T frames."""
 
-    text: Tensor
-    audio: Tensor | None
+    text: Tensor  # [B, T, text_card]
+    audio: Tensor  # [B, dep_q, T, card]
 
 
 class Targets(NamedTuple):
@@ -45,8 +45,7 @@ class Weights:
 def predict(lm: LMModel, codes: Tensor) -> Logits:
     """Logits of a segment of delayed codes `[B, K, T + 1]`, each column from those before it."""
     hidden, text = lm.forward_text(codes[:, :, :-1])
-    audio = lm.forward_depformer_training(codes[:, :, 1:], hidden) if lm.dep_q else None
-    return Logits(text[:, 0], audio)
+    return Logits(text[:, 0], lm.forward_depformer_training(codes[:, :, 1:], hidden))
 
 
 def targets(facts: LMFacts, codes: Tensor, weights: Weights) -> Targets:

@@ -145,13 +145,11 @@ def totals_of(target: Targets) -> Tensor:
 def sums_of(logits: Logits, target: Targets, taught: Logits | None) -> Tensor:
     """Weighted sums over a segment: of text, of audio, of the divergence of both."""
     text = cross_entropy(logits.text, target.text, target.text_weight)
-    audio = kl = torch.zeros_like(text)
-    if logits.audio is not None:
-        audio = cross_entropy(logits.audio, target.audio, target.audio_weight)
+    audio = cross_entropy(logits.audio, target.audio, target.audio_weight)
+    kl = torch.zeros_like(text)
     if taught is not None:
         kl = divergence(logits.text, taught.text, target.text_weight)
-        if logits.audio is not None and taught.audio is not None:
-            kl = kl + divergence(logits.audio, taught.audio, target.audio_weight)
+        kl = kl + divergence(logits.audio, taught.audio, target.audio_weight)
     return torch.stack([text, audio, kl])
 
 
