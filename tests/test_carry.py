@@ -154,6 +154,7 @@ def test_controls():
     codes = random_codes(model, 60)
     handle = require_patch(model)
     wide = delayed(model, codes)
+    most = SMALL["recent"] + SMALL["chunk"] - 1
     with torch.no_grad():
         full = by_segments(model, wide, [25, 35], Carry(handle, {}))
         window = by_segments(model, wide, [25, 35], Carry(handle, window_only(handle)))
@@ -161,15 +162,47 @@ def test_controls():
         trained = by_segments(model, wide, [25, 35], Carry(handle))
         handle.remove()
         stock = model(codes).text_logits[:, 0]
-        with ttt_cache.patch(model, layers=[1], memory="none", recent=SMALL["recent"]):
+        with ttt_cache.patch(model, layers=[1], memory="none", recent=most):
             alone = model(codes).text_logits[:, 0]
         with ttt_cache.patch(model, layers=[1], **SMALL, reset_memory=True):
             never = model(codes).text_logits[:, 0]
     for got, expected in ((full, stock), (window, alone), (reset, never)):
         assert torch.allclose(got, expected, atol=1e-5 * expected.abs().max())
     assert not torch.allclose(trained, never, atol=1e-3)
-    layer = ttt_cache.patch(tiny_lm(), preset="ttt-mlp-layer")
-    assert window_only(layer) is None and memory_reset(layer) is None
+    for preset in ("ttt-mlp-layer", "window"):
+        handle = ttt_cache.patch(tiny_lm(), preset=preset)
+        assert window_only(handle) is None and memory_reset(handle) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({}, {0: 9, 1: 9}),
+        ({"recent": {0: 5, 1: 9}, "chunk": 3, "sinks": 2}, {0: 7, 1: 11}),
+        ({"chunk": 1}, {0: 6, 1: 6}),
+        ({"write": "arrived"}, {0: 6, 1: 6}),
+        ({"preset": "hybrid", "recent": None}, {0: CONTEXT, 1: CONTEXT}),
+        ({"memory": "mean", "recent": None, "chunk": 1}, {0: CONTEXT, 1: CONTEXT}),
+    ],
+)
+def test_window_only_sees_as_many_frames_as_the_patch_at_most(settings, most):
+    """So it is never the weaker of two windows: what beats it is the memory."""
+    handle = require_patch(model_of((0, 1), **settings))
+    caches = window_only(handle)
+    assert {layer: cache.window.capacity for layer, cache in caches.items()} == most
+    assert {layer: cache.window.capacity for layer, cache in handle.caches.items()} == most
+    assert all(cache.memory is None for cache in caches.values())
+    assert all(cache.window.sinks == settings.get("sinks", 0) for cache in caches.values())
+
+
+@pytest.mark.parametrize("settings", [{"chunk": 1}, {"write": "arrived"}], ids=str)
+def test_where_no_frame_waits_both_controls_are_one(settings):
+    model = model_of(**settings)
+    wide, handle = delayed(model, random_codes(model, 40)), require_patch(model)
+    arms = (window_only(handle), memory_reset(handle))
+    with torch.no_grad():
+        window, reset = (by_segments(model, wide, [15, 25], Carry(handle, arm)) for arm in arms)
+    assert torch.allclose(window, reset, atol=1e-5 * window.abs().max())
 
 
 def finetune_loss(model, codes, first, padding):

@@ -150,28 +150,38 @@ def full_context(handle: Patch) -> Caches:
 
 
 def window_only(handle: Patch) -> Caches | None:
-    """A control: the windows of the patch without its memory; `None` where one has no window."""
-    if not all(cache.window.recent for cache in handle.caches.values()):
-        return None
-    return {
-        layer: build_cache(
-            handle.transformer,
-            layer,
-            CacheConfig(memory="none", recent=cache.config.recent, sinks=cache.config.sinks),
-        )
-        for layer, cache in handle.caches.items()
-    }
+    """A control: windows without a memory; `None` where a layer has no window or no memory.
 
-
-def memory_reset(handle: Patch) -> Caches | None:
-    """A control: the caches of the patch, their memory put back to version 0 before every read."""
-    if not all(cache.window.recent for cache in handle.caches.values()):
+    Each has as many frames as its layer ever sees exactly: `recent`, and the `chunk - 1` that may
+    wait to be evicted. So it is never the weaker window of the two.
+    """
+    if not _has_both(handle):
         return None
     caches = {}
     for layer, cache in handle.caches.items():
-        if cache.memory is None:
-            return None
+        window = cache.window
+        settings = CacheConfig(memory="none", recent=window.capacity, sinks=window.sinks)
+        caches[layer] = build_cache(handle.transformer, layer, settings)
+    return caches
+
+
+def memory_reset(handle: Patch) -> Caches | None:
+    """A control: the patch, its memory put back to version 0 before every read.
+
+    Such a memory takes no attention mass, so this is the patch without its memory, in the same
+    weights and with exactly the same frames. `None` as in `window_only`.
+    """
+    if not _has_both(handle):
+        return None
+    caches = {}
+    for layer, cache in handle.caches.items():
         settings = replace(cache.config, reset_memory=True)
         caches[layer] = build_cache(handle.transformer, layer, settings)
         caches[layer].load_state_dict(cache.state_dict())
     return caches
+
+
+def _has_both(handle: Patch) -> bool:
+    """Whether every patched layer has a window and a memory."""
+    caches = handle.caches.values()
+    return all(cache.window.recent and cache.memory is not None for cache in caches)
