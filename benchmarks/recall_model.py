@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import recall_task as task
 import torch
 import torch.nn.functional as F
 from moshi.modules.transformer import StreamingTransformer
+from recall_task import NONE, Batch, Task
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,11 +49,11 @@ class Lessons:
     def steps(self) -> int:
         return sum(steps for _, _, steps in self.stages)
 
-    def batches(self, far: int, seed: str) -> Iterator[task.Batch]:
+    def batches(self, task: Task, seed: str) -> Iterator[Batch]:
         rng = random.Random(seed)
         for length, rows, steps in self.stages:
             for _ in range(steps):
-                yield task.draw(rows, length, far, rng)
+                yield task.draw(rows, length, rng)
 
 
 BASE = Lessons(
@@ -78,22 +78,22 @@ class Clock:
 
 
 class Recaller(nn.Module):
-    """Tokens `[B, T]` to a score for each value, `[B, T, VALUES]`."""
+    """Tokens `[B, T]` to a score for each value, `[B, T, values]`."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(task.VOCABULARY, SIZES["d_model"])
+        self.embedding = nn.Embedding(task.vocabulary, SIZES["d_model"])
         self.transformer = StreamingTransformer(
             **SIZES, causal=True, positional_embedding="rope", gating="silu", norm="rms_norm_f32"
         )
-        self.head = nn.Linear(SIZES["d_model"], task.VALUES, bias=False)
+        self.head = nn.Linear(SIZES["d_model"], task.values, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.transformer(self.embedding(tokens)))
 
 
 def train(
-    model: Recaller, parameters: list[nn.Parameter], lessons: Lessons, far: int, seed: str
+    model: Recaller, parameters: list[nn.Parameter], lessons: Lessons, task: Task, seed: str
 ) -> list[dict[str, float]]:
     """Minimise the cross-entropy of the answers.
 
@@ -103,9 +103,9 @@ def train(
     given = (lessons.lr, lessons.weight_decay, lessons.steps, lessons.pct_start)
     optimizer, schedule = optimizer_for(parameters, *given)
     clock, log, losses = Clock(), [], []
-    for step, batch in enumerate(lessons.batches(far, seed), 1):
+    for step, batch in enumerate(lessons.batches(task, seed), 1):
         scores = model(batch.tokens).flatten(0, 1)
-        loss = F.cross_entropy(scores, batch.answers.flatten(), ignore_index=task.NONE)
+        loss = F.cross_entropy(scores, batch.answers.flatten(), ignore_index=NONE)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, lessons.max_norm)
@@ -120,15 +120,15 @@ def train(
     return log
 
 
-def base_model(file: Path, far: int) -> tuple[Recaller, dict[str, float]]:
+def base_model(file: Path, task: Task) -> tuple[Recaller, dict[str, float]]:
     """The model, trained with full context and frozen, and the seconds that its training took.
 
     Args:
         file: keeps the weights. If they were made with these settings, nothing is trained.
     """
     torch.manual_seed(0)
-    model = Recaller()
-    made = json.dumps([asdict(BASE), task.settings(), far])
+    model = Recaller(task)
+    made = json.dumps([asdict(BASE), asdict(task)])
     if file.exists():
         with safe_open(file, "pt") as kept:
             metadata = kept.metadata() or {}
@@ -136,7 +136,7 @@ def base_model(file: Path, far: int) -> tuple[Recaller, dict[str, float]]:
             model.load_state_dict(load_file(file))
             return model.requires_grad_(False), json.loads(metadata["seconds"])
     clock = Clock()
-    train(model, list(model.parameters()), BASE, far, "base")
+    train(model, list(model.parameters()), BASE, task, "base")
     metadata = {"made": made, "seconds": json.dumps(clock.read())}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole({file: lambda path: save_file(model.state_dict(), path, metadata)})
@@ -153,7 +153,7 @@ class Marks(NamedTuple):
 
 
 @torch.no_grad()
-def marks(model: Recaller, exam: list[task.Batch], near: int, far: int) -> Marks:
+def marks(model: Recaller, exam: list[Batch], near: int, far: int) -> Marks:
     """Mark answers of an age of at least `far`, and of less than `near`."""
     right, asked = [0, 0], [0, 0]
     for batch in exam:
