@@ -326,9 +326,12 @@ def test_bad_recordings_are_told_before_work(data: Path, tmp_path: Path) -> None
     assert not (tmp_path / "cache").exists()
 
 
-def test_one_writer(data: Path, folder: Path) -> None:
+def test_one_writer_and_any_readers(data: Path, folder: Path) -> None:
+    """A finished cache is opened without its lock, which a read-only one could not have."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        assert make(data, folder).frames
+        (folder / "shard-00000.safetensors").unlink()
         with pytest.raises(RuntimeError, match="another process is writing this cache"):
             make(data, folder)
 

@@ -9,11 +9,18 @@ from pathlib import Path
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which a killed process loses; `RuntimeError` if another has it."""
+def only_writer(folder: Path, what: str) -> Iterator[None]:
+    """Hold the folder's lock, which a killed process loses.
+
+    Args:
+        what: the folder holds, for the message.
+
+    Raises:
+        RuntimeError: another process has the lock.
+    """
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"{folder}: another process is writing this cache") from None
+            raise RuntimeError(f"{folder}: another process is writing {what}") from None
         yield

@@ -7,6 +7,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from .facts import LMFacts
 from .lock import only_writer
 from .manifest import read_manifest
 from .sessions import join
-from .shards import INDEX, Index, TokenCache, verify, write_index, write_shard
+from .shards import INDEX, Index, TokenCache, complete, verify, write_index, write_shard
 from .text import text_stream
 from .transcript import read_transcript
 
@@ -74,8 +75,9 @@ def prepare(
         listed = bars.track(clips, description="Checking recordings")
         recordings = check_clips(listed, mimi.sample_rate, mimi.frame_rate, facts.channels)
         folder.mkdir(parents=True, exist_ok=True)
-        with only_writer(folder):
-            job = _Job(folder, recordings, mimi, tokenizer, facts)
+        job = _Job(folder, recordings, mimi, tokenizer, facts)
+        # To read needs no lock: a finished cache may be shared, and read-only.
+        with nullcontext() if complete(folder) else only_writer(folder, "this cache"):
             return TokenCache(folder, job.run(shard_frames, bars))
 
 
@@ -100,6 +102,8 @@ class _Job:
         left = sum(frames[i] for number in missing for i in plan[number])
         self._room(left)
         if missing:
+            for rest in self.folder.glob(".????????.*"):
+                rest.unlink()  # of a run that was killed while writing
             write_index(self.folder, index)
         hours = sum(frames) / self.mimi.frame_rate / 3600
         task = bars.add_task(f"Tokenising {hours:.3g} h of sound", total=sum(frames))
@@ -125,8 +129,6 @@ class _Job:
                     f"{self.folder / INDEX}: the cache was made from other {name}: give another "
                     f"folder, or delete {self.folder} and tokenise anew"
                 )
-        for left in self.folder.glob(".????????.*"):
-            left.unlink()  # of a run that was killed while writing
         for number, shard in list(index.shards.items()):
             if not (self.folder / shard.file).exists():
                 del index.shards[number]

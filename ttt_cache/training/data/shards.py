@@ -131,6 +131,15 @@ class TokenCache:
                     yield tensors.get_tensor(str(number))
 
 
+def complete(folder: Path) -> bool:
+    """Whether every shard of a cache is there, whole or not; raises as `Index.read` does."""
+    if not (folder / INDEX).exists():
+        return False
+    index = Index.read(folder)
+    there = [number for number, shard in index.shards.items() if (folder / shard.file).exists()]
+    return len(there) == index.total_shards
+
+
 def verify(folder: Path, shard: Shard) -> None:
     """Compare a shard with its checksum; `ValueError` names the file and says what to do."""
     path = folder / shard.file
