@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
+from data_support import random_sessions
 from models import SMALL, random_codes, tiny_lm
 from moshi.modules.transformer import StreamingMultiheadAttention
 
 import ttt_cache
 from ttt_cache.patch import require_patch
 from ttt_cache.targets import attention_of
+from ttt_cache.training.data import LMFacts, SegmentStream
 from ttt_cache.training.lesson import lesson, relative_error
+from ttt_cache.training.loss import predict
 
 LENGTH = 40
 
@@ -113,6 +116,44 @@ def test_relative_error_by_hand():
     target = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]])
     output = torch.tensor([[[3.0, 0.0]], [[1.0, 2.0]]])
     assert relative_error(output, target) == pytest.approx((16 / 25 + 4) / 2)
+    longer = [torch.cat([z, torch.full_like(z, float("inf"))], dim=1) for z in (output, target)]
+    counts = torch.tensor([[True, False]] * 2)
+    assert relative_error(*longer, counts) == pytest.approx((16 / 25 + 4) / 2)
+
+
+def gradients(model):
+    return [p.grad for p in ttt_cache.adapter_parameters(model) if p.grad is not None]
+
+
+def test_padding_at_the_end_of_a_session_teaches_nothing():
+    real, facts = 30, LMFacts.of(tiny_lm())
+    stream = SegmentStream(random_sessions([real, real - 7]), facts, total_rows=2)
+    padded = stream.next_batch(LENGTH + 20).codes
+    # The shorter row alone, the longer row alone: the mean of both is the padded batch's.
+    alone = [padded[i : i + 1, :, : length + 1] for i, length in enumerate((real, real - 7))]
+    expected, wanted = [], []
+    for codes in alone:
+        model = patched()
+        expected.append(lesson(require_patch(model), lambda m=model, c=codes: predict(m, c)))
+        wanted.append(gradients(model))
+    model = patched()
+    errors = lesson(require_patch(model), lambda: predict(model, padded), facts.counts(padded))
+    for layer, error in errors.items():
+        assert torch.allclose(error, (expected[0][layer] + expected[1][layer]) / 2, rtol=1e-5)
+    for got, one, other in zip(gradients(model), *wanted, strict=True):
+        assert torch.allclose(got, (one + other) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_frames_of_zero_tokens_are_padding():
+    codes = random_codes(patched(), LENGTH)
+    zeros = torch.full_like(codes, tiny_lm().zero_token_id)
+    found = []
+    for batch in (codes, torch.cat([codes, zeros[:, :, :20]], dim=2)):
+        model = patched()
+        done = ttt_cache.distill(model, [(batch,)] * 3, progress=False)
+        found.append([done.errors[layer] for layer in (0, 2)])
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +167,7 @@ def test_relative_error_by_hand():
         ([()], {"lr": "much"}, TypeError, "lr must be a number"),
         ([()], {"pct_start": 2}, ValueError, r"pct_start must be a number in \[0, 1\]"),
         ([()], {"steps": 0}, ValueError, "steps must be at least 1"),
+        ([()] * 2, {"steps": 50}, ValueError, "steps must be at most the 2 batches .* got 50"),
         ([()], {"max_norm": float("nan")}, ValueError, "max_norm must be a number"),
         ([()], {"progress": 1}, TypeError, "progress must be True or False"),
     ],
@@ -164,7 +206,23 @@ def test_an_error_that_is_not_finite_stops_before_the_step():
     with pytest.raises(RuntimeError, match="step 0: the error of layer 0 is nan"):
         ttt_cache.distill(model, [(random_codes(model, LENGTH),)], progress=False)
     for old, new in zip(before, ttt_cache.adapter_parameters(model), strict=True):
-        assert torch.equal(old, new)
+        assert torch.equal(old, new) and new.grad is None
+
+
+def test_sequences_that_never_leave_the_window_are_no_success():
+    model = patched()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"well beyond recent \+ chunk"):
+        ttt_cache.distill(model, [(random_codes(model, 9),)] * 2, progress=False)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_batches_that_run_out_are_told():
+    model = patched()
+    batches = iter([(random_codes(model, LENGTH),)] * 2)
+    with pytest.warns(RuntimeWarning, match="ran out after 2 of 50 steps"):
+        done = ttt_cache.distill(model, batches, steps=50, progress=False)
+    assert len(done.errors[0]) == 2
 
 
 def test_an_interrupted_lesson_leaves_a_patched_model():

@@ -105,6 +105,19 @@ def test_every_gate_against_the_oracle(read, gate):
 
 
 @pytest.mark.parametrize("read", ["virtual", "query"])
+def test_padding_is_not_looked_at(read):
+    model = tiny_lm()
+    handle = ttt_cache.patch(model, layers=[0, 2], read=read, **SMALL)
+    stir(model)
+    codes = random_codes(model, LENGTH)
+    counts = (torch.arange(LENGTH) < LENGTH - 10).expand(2, -1)
+    seen = observe(handle, lambda: model.forward_text(codes), counts)
+    expected = observe(handle, lambda: model.forward_text(codes[:, :, :-10]))
+    for layer in (0, 2):
+        assert vars(seen[layer]) == pytest.approx(vars(expected[layer]), rel=1e-4)
+
+
+@pytest.mark.parametrize("read", ["virtual", "query"])
 def test_a_fixed_share_is_the_mass(read):
     """Tokens that read no memory yet do not dilute it."""
     model = tiny_lm()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
+from moshi.models.lm import LMModel
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -60,7 +62,8 @@ def distill(
     Args:
         model: patched; sequences should be well beyond `recent + chunk`, within its context.
         batches: tuples of the arguments of `model.forward`, one for each step: `(codes,)` for an
-            `LMModel`, codes int64 `[B, K, T]`.
+            `LMModel`, codes int64 `[B, K, T]`, where frames of nothing but `zero_token_id` are
+            padding: they count for nothing.
         steps: how many of them to take; all of them by default, which then need a length.
         lr: highest learning rate of AdamW, after the share `pct_start` of the steps.
         max_norm: gradients of all layers together are clipped to this norm.
@@ -68,9 +71,13 @@ def distill(
 
     Raises:
         TypeError: a batch is not a tuple, or an argument is of the wrong type.
-        ValueError: there are no batches, nothing to train, or an argument is out of range.
+        ValueError: there are no batches, fewer than `steps`, or none whose sequences leave the
+            window; there is nothing to train, or an argument is out of range.
         RuntimeError: the model is not patched, is streaming, or an error is not finite; the message
             names step and layer, and that step changes nothing.
+
+    Warns:
+        RuntimeWarning: batches without a length ran out before `steps`.
 
     Example:
         >>> ttt_cache.patch(model, recent=100)
@@ -82,43 +89,70 @@ def distill(
         real_number(name, value)
     real_number("pct_start", pct_start, 0, 1)
     true_or_false("progress", progress)
+    trained = _trained(handle)
+    errors: dict[int, list[float]] = {layer: [] for layer in sorted(handle.layers)}
+    taken, learned = 0, False
+    console = Console(stderr=True)
+    with float32_adapter(handle):
+        optimizer, schedule = optimizer_for(trained, lr, weight_decay, steps, pct_start)
+        shown = track(
+            islice(batches, steps), "distil", steps, console=console, disable=not progress
+        )
+        try:
+            for batch in shown:
+                optimizer.zero_grad()
+                for layer, error in _finite(taken, _learn(handle, model, taken, batch)).items():
+                    errors[layer].append(error)
+                learned |= bool(torch.nn.utils.clip_grad_norm_(trained, max_norm) > 0)
+                optimizer.step()
+                schedule.step()
+                taken += 1
+        finally:
+            optimizer.zero_grad()
+    _enough(taken, steps, learned)
+    return Distilled(errors)
+
+
+def _trained(handle: Patch) -> list[nn.Parameter]:
+    """What requires gradients; shared weights once."""
     trained = [p for cache in handle.caches.values() for p in cache.parameters() if p.requires_grad]
-    trained = list({id(p): p for p in trained}.values())
     if not trained:
         raise ValueError(
             f"model has nothing to train: memory={handle.config.memory!r} without trainable weights"
         )
-    errors: dict[int, list[float]] = {layer: [] for layer in sorted(handle.layers)}
-    with float32_adapter(handle):
-        optimizer, schedule = optimizer_for(trained, lr, weight_decay, steps, pct_start)
-        shown = track(
-            islice(batches, steps),
-            "distil",
-            steps,
-            console=Console(stderr=True),
-            disable=not progress,
-        )
-        for step, batch in enumerate(shown):
-            optimizer.zero_grad()
-            for layer, error in _finite(step, _learn(handle, model, step, batch)).items():
-                errors[layer].append(error)
-            torch.nn.utils.clip_grad_norm_(trained, max_norm)
-            optimizer.step()
-            schedule.step()
-        optimizer.zero_grad()
-    if not any(errors.values()):
-        raise ValueError("batches must hold at least one batch, got none")
-    return Distilled(errors)
+    return list({id(p): p for p in trained}.values())
 
 
 def _steps(steps: int | None, batches: Iterable[Any]) -> int:
-    if steps is not None:
-        return whole_number("steps", steps, 1)
-    if not isinstance(batches, Sized):
-        raise TypeError("steps must be given where batches have no length")
-    if not len(batches):
+    most = len(batches) if isinstance(batches, Sized) else None
+    if most == 0:
         raise ValueError("batches must hold at least one batch, got none")
-    return len(batches)
+    if steps is None:
+        if most is None:
+            raise TypeError("steps must be given where batches have no length")
+        return most
+    whole_number("steps", steps, 1)
+    if most is not None and most < steps:
+        raise ValueError(f"steps must be at most the {most} batches that there are, got {steps}")
+    return steps
+
+
+def _enough(taken: int, steps: int, learned: bool) -> None:
+    """Do not let distillation that taught nothing, or was cut short, pass for a success."""
+    if not taken:
+        raise ValueError("batches must hold at least one batch, got none")
+    if not learned:
+        raise ValueError(
+            "batches must hold sequences well beyond recent + chunk: in none of them anything left "
+            "the window, so no memory was read and nothing was trained"
+        )
+    if taken < steps:
+        warnings.warn(
+            f"batches ran out after {taken} of {steps} steps, while the learning rate was still "
+            f"high: give steps={taken}, or more batches",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _learn(handle: Patch, model: nn.Module, step: int, batch: Any) -> dict[int, Tensor]:
@@ -127,7 +161,14 @@ def _learn(handle: Patch, model: nn.Module, step: int, batch: Any) -> dict[int, 
             f"batches must be tuples of the arguments of model.forward; batch {step} is a "
             f"{type(batch).__name__}"
         )
-    return lesson(handle, lambda: model(*batch))
+    return lesson(handle, lambda: model(*batch), _counts(model, batch))
+
+
+def _counts(model: nn.Module, batch: tuple[Any, ...]) -> Tensor | None:
+    """The frames that are not padding, bool `[B, T]`; `None` where all count."""
+    if not isinstance(model, LMModel) or not batch or not isinstance(batch[0], Tensor):
+        return None
+    return (batch[0] != model.zero_token_id).any(1)
 
 
 def _finite(step: int, errors: dict[int, Tensor]) -> dict[int, float]:

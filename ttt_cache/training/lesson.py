@@ -37,11 +37,14 @@ class _EnoughError(Exception):
     """Nothing above the last patched layer has to be computed."""
 
 
-def lesson(handle: Patch, run: Callable[[], object]) -> dict[int, Tensor]:
+def lesson(
+    handle: Patch, run: Callable[[], object], counts: Tensor | None = None
+) -> dict[int, Tensor]:
     """Add the gradients of every patched layer's error to its cache's parameters.
 
     Args:
         run: calls the model once, not streaming.
+        counts: bool `[B, T]`, the frames that are not padding; all by default.
 
     Returns:
         by layer, the squared error of its output relative to that of full context: 0 is equal, 1 as
@@ -59,7 +62,7 @@ def lesson(handle: Patch, run: Callable[[], object]) -> dict[int, Tensor]:
         layer = layers[id(attention)]
         trained = [p for p in attention.ttt_cache.parameters() if p.requires_grad]
         with torch.enable_grad():
-            error = relative_error(PatchedAttention.forward(attention, x, x, x), answer)
+            error = relative_error(PatchedAttention.forward(attention, x, x, x), answer, counts)
         if trained:
             error.backward(inputs=trained)
         errors[layer] = error.detach()
@@ -74,12 +77,20 @@ def lesson(handle: Patch, run: Callable[[], object]) -> dict[int, Tensor]:
     raise RuntimeError(f"run did not reach layer {last}; it reached {sorted(errors) or 'none'}")
 
 
-def relative_error(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error over squared target, of each row `[T, dim]`, averaged over rows."""
+def relative_error(output: Tensor, target: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Squared error over squared target, of each row `[T, dim]`, averaged over rows.
+
+    Args:
+        counts: bool `[B, T]`, the frames that are looked at; all by default.
+    """
     wide = torch.promote_types(target.dtype, torch.float32)
     output, target = output.to(wide), target.detach().to(wide)
-    size = target.square().sum((1, 2)).clamp_min(torch.finfo(wide).tiny)
-    return ((output - target).square().sum((1, 2)) / size).mean()
+
+    def size(of: Tensor) -> Tensor:
+        frames = of.square().sum(2)
+        return (frames if counts is None else frames.masked_fill(~counts, 0)).sum(1)
+
+    return (size(output - target) / size(target).clamp_min(torch.finfo(wide).tiny)).mean()
 
 
 @contextmanager

@@ -44,7 +44,9 @@ class Observed:
 
 
 @torch.no_grad()
-def observe(handle: Patch, run: Callable[[], object]) -> dict[int, Observed]:
+def observe(
+    handle: Patch, run: Callable[[], object], counts: Tensor | None = None
+) -> dict[int, Observed]:
     """Run a patched model once and look at every layer's memory.
 
     Each patched attention core runs a second time, with its memory's branch taken out, so that
@@ -54,6 +56,7 @@ def observe(handle: Patch, run: Callable[[], object]) -> dict[int, Observed]:
     Args:
         run: calls the model, not streaming; several calls, such as the segments of a recording,
             are averaged over all their tokens.
+        counts: bool `[B, T]`, the tokens of every call that are not padding; all by default.
 
     Returns:
         by layer, in order.
@@ -66,7 +69,7 @@ def observe(handle: Patch, run: Callable[[], object]) -> dict[int, Observed]:
     with ExitStack() as stack:
         for layer, total in sums.items():
             cache = handle.caches[layer]
-            hook = cache.register_forward_hook(_adds_to(total), with_kwargs=True)
+            hook = cache.register_forward_hook(_adds_to(total, counts), with_kwargs=True)
             stack.callback(hook.remove)
         run()
     missed = [layer for layer, total in sums.items() if not total.calls]
@@ -113,14 +116,14 @@ def openness(cache: HierarchicalCache) -> float:
     return float(torch.sigmoid(bias if gate.kind == "joint" else -bias).mean())
 
 
-def _adds_to(total: _Sums) -> Callable[..., None]:
+def _adds_to(total: _Sums, counts: Tensor | None) -> Callable[..., None]:
     def hook(
         cache: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
     ) -> None:
         assert isinstance(cache, HierarchicalCache)
         total.calls += 1
         if cache.reader is not None:
-            _look(cache, total, *args, **kwargs)
+            _look(cache, total, counts, *args, **kwargs)
 
     return hook
 
@@ -128,6 +131,7 @@ def _adds_to(total: _Sums) -> Callable[..., None]:
 def _look(
     cache: HierarchicalCache,
     total: _Sums,
+    counts: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -137,15 +141,16 @@ def _look(
     """Add one call to the sums."""
     start = torch.zeros(1, dtype=torch.long, device=q.device) if state is None else state.count
     tokens = start[:, None] + torch.arange(1, q.shape[2] + 1, device=q.device)
-    written = cache.written(tokens).expand(q.shape[0], -1)[:, None, None, :, None]
+    written = cache.written(tokens).expand(q.shape[0], -1)
+    counted = (written if counts is None else written & counts)[:, None, None, :, None]
     with _without_memory(cache) as taken:
         # The method, not the module: other hooks need not hear of it.
         window = cache.by_key_head(widened(cache.forward(q, k, v, x, state)[0]))
-    share, memory = _memory_branch(cache, taken, written, q)
-    total.queries += written.sum() * cache.num_heads
-    total.mass += share.abs().sum()  # 0 where the memory is not written
-    total.memory += memory.square().sum()
-    total.window += window.square().masked_fill(~written, 0).sum()
+    share, memory = _memory_branch(cache, taken, written[:, None, None, :, None], q)
+    total.queries += counted.sum() * cache.num_heads
+    total.mass += share.abs().masked_fill(~counted, 0).sum()
+    total.memory += memory.square().masked_fill(~counted, 0).sum()
+    total.window += window.square().masked_fill(~counted, 0).sum()
 
 
 def _memory_branch(

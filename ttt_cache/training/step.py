@@ -67,19 +67,21 @@ def distil(
 ) -> tuple[dict[str, Tensor], dict[int, Observed]]:
     """Add the gradients of each layer's error, averaged over rows.
 
-    Every segment is taken by itself.
+    Every segment is taken by itself, and padding is left out.
 
     Returns:
         `error/LAYER`, and what was observed, as from `fine_tune`.
     """
+    facts = LMFacts.of(lm)
     found: dict[str, list[Tensor]] = {}
     observed: dict[int, Observed] = {}
     for batch in batches:
         codes = batch.codes.to(accelerator.device)
+        counts = facts.counts(codes)
         with accelerator.autocast():
-            errors = lesson(handle, lambda codes=codes: predict(lm, codes))
+            errors = lesson(handle, lambda codes=codes: predict(lm, codes), counts)
             if observing is not None and batch is batches[0]:
-                observed = observe(observing, lambda codes=codes: predict(lm, codes))
+                observed = observe(observing, lambda codes=codes: predict(lm, codes), counts)
         for layer, error in errors.items():
             found.setdefault(f"error/{layer}", []).append(error)
     for parameter in lm.parameters():
@@ -119,7 +121,8 @@ def fine_tune(
         with lane.carry.segment(fresh), _synchronised(accelerator, model, lane is lanes[-1]):
             if observing is not None and lane is lanes[0]:
                 with accelerator.autocast():
-                    observed = observe(observing, lambda codes=codes: predict(lm, codes))
+                    run, counts = (lambda codes=codes: predict(lm, codes)), facts.counts(codes)
+                    observed = observe(observing, run, counts)
             parts = sums_of(model(codes), target, taught)
             loss = _weighed(parts / totals, objective)
             accelerator.backward(loss * accelerator.num_processes)

@@ -102,3 +102,7 @@ class LMFacts:
         targets = codes[:, :, 1:]
         first = torch.tensor(self.initial, dtype=codes.dtype, device=codes.device)
         return (targets != self.zero) & (targets != first[:, None])
+
+    def counts(self, codes: Tensor) -> Tensor:
+        """The frames of delayed codes with something to predict, bool `[B, T]`; not padding."""
+        return self.predicted(codes).any(1)
