@@ -54,8 +54,19 @@ def test_a_good_data_set(manifest: Path) -> None:
         ('{"path": 3, "duration": 1.0}', "path must be the name of a WAV file, got 3"),
         ('{"path": "wavs/0.wav", "duration": "1"}', "duration must be a number of seconds"),
         ('{"path": "wavs/0.wav", "duration": true}', "duration must be a number of seconds"),
-        ('{"path": "wavs/0.wav", "duration": -1}', "duration must be above 0 seconds, got -1"),
-        ('{"path": "wavs/0.wav", "duration": NaN}', "duration must be above 0 seconds, got nan"),
+        (
+            '{"path": "wavs/0.wav", "duration": -1}',
+            "duration must be finite and above 0 seconds, got -1",
+        ),
+        (
+            '{"path": "wavs/0.wav", "duration": NaN}',
+            "duration must be finite and above 0 seconds, got nan",
+        ),
+        (
+            '{"path": "wavs/0.wav", "duration": 1e999}',
+            "duration must be finite and above 0 seconds, got inf",
+        ),
+        (f'{{"path": "wavs/0.wav", "duration": 1{"0" * 400}}}', "duration must be"),
         ('{"path": "wavs/9.wav", "duration": 1.0}', "path: there is no file"),
         ("\xff", "must be a JSON object"),
     ],

@@ -69,6 +69,7 @@ def test_an_unknown_key_is_named_with_those_there_are(write, changes, words):
         ({"duration_sec": float("inf")}, ["duration_sec", "got inf"]),
         ({"param_dtype": "float16"}, ["param_dtype", "'float16'"]),
         ({"run_dir": ""}, ["run_dir"]),
+        ({"seed": 10**23}, ["seed", str(10**23)]),
         ({"data": {}}, ["data.train_data: must be given"]),
         ({"data": {"train_data": ""}}, ["data.train_data"]),
         ({"ttt_cache": {"stages": []}}, ["ttt_cache.stages"]),
@@ -88,6 +89,9 @@ def test_lengths_of_segments_are_whole_and_positive(write, frames):
     assert f"{path}: ttt_cache.stages.0.frames" in refusal(path)
 
 
+STAGE = {"train": "compressor"}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -101,6 +105,14 @@ def test_lengths_of_segments_are_whole_and_positive(write, frames):
             ["ttt_cache.stages", "distill, compressor, layers, everything"],
         ),
         ({"do_eval": True}, ["data.eval_data", "do_eval"]),
+        (
+            {"ttt_cache": {"adapter": "a/b", "patch": {"recent": 5}}},
+            ["ttt_cache.adapter", "ttt_cache.patch"],
+        ),
+        (
+            {"max_steps": 2, "ttt_cache": {"stages": [STAGE | {"frames": [32, 64, 128]}]}},
+            ["ttt_cache.stages.0.frames", "3 lengths", "got 2"],
+        ),
     ],
 )
 def test_keys_that_contradict_each_other(write, changes, words):
@@ -116,12 +128,30 @@ def test_keys_that_contradict_each_other(write, changes, words):
         ({"data": {"train_data": "data.jsonl", "eval_data": "none.jsonl"}}, "data.eval_data"),
         ({"moshi_paths": {"moshi_path": "none.safetensors"}}, "moshi_paths.moshi_path"),
         ({"moshi_paths": {"config_path": "none.json"}}, "moshi_paths.config_path"),
+        ({"moshi_paths": {"lora_path": "none.safetensors"}}, "moshi_paths.lora_path"),
+        ({"data": {"train_data": "hf://a/b/none.jsonl"}}, "data.train_data"),
+        ({"moshi_paths": {"config_path": "hf://a/b/none.json"}}, "moshi_paths.config_path"),
+        ({"ttt_cache": {"adapter": "runs/none./adapter"}}, "ttt_cache.adapter"),
     ],
 )
 def test_a_missing_file_is_named_with_its_key(write, changes, key):
     path = write(**changes)
     said = refusal(path)
-    assert said.startswith(f"{path}: {key}: none.") and said.endswith("does not exist")
+    assert said.startswith(f"{path}: {key}: ") and "none." in said and "does not exist" in said
+
+
+def test_files_of_the_hub_are_not_looked_for(write):
+    paths = {"moshi_path": "hf://a/b/c.safetensors", "mimi_path": "hf://a/b/d.safetensors"}
+    settings = read_settings(write(moshi_paths=paths, ttt_cache={"adapter": "owner/name"}))
+    assert settings.moshi_paths.moshi_path == paths["moshi_path"]
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 1\n", "optim:\n  lr: 1.0\n  lr: 2.0\n"])
+def test_a_key_that_is_given_twice(write, text):
+    path = write()
+    path.write_text(path.read_text() + text)
+    key = text.split(":")[-2].split()[-1]
+    assert f"the key {key} is given twice" in refusal(path) and str(path) in refusal(path)
 
 
 @pytest.mark.parametrize("text", ["", "- a list\n", "a: [1\n", "a: 1\na: b: c\n"])

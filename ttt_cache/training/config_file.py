@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from .settings import Settings, Stage
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FROM_HUB = ("moshi_path", "mimi_path", "tokenizer_path", "lora_path")  # may be hf://REPO/FILE
 
 
 def read_settings(path: str | os.PathLike[str]) -> Settings:
@@ -27,7 +31,7 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     if not path.is_file():
         raise FileNotFoundError(f"CONFIG {path} does not exist")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(given, Mapping):
@@ -37,7 +41,23 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     except ValidationError as error:
         raise ValueError(_explain(path, error)) from None
     _consistent(path, settings)
+    _present(path, settings)
     return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _explain(path: Path, error: ValidationError) -> str:
@@ -64,7 +84,7 @@ def _known(location: tuple[int | str, ...]) -> str:
 
 
 def _consistent(path: Path, settings: Settings) -> None:
-    """Refuse keys that contradict each other, and files that are not there."""
+    """Refuse keys that contradict each other."""
     wide = [s.train for s in settings.ttt_cache.stages if s.train in ("layers", "everything")]
     if settings.full_finetuning and settings.lora.enable:
         raise ValueError(f"{path}: full_finetuning and lora.enable exclude each other: choose one")
@@ -75,8 +95,34 @@ def _consistent(path: Path, settings: Settings) -> None:
         )
     if settings.do_eval and not settings.data.eval_data:
         raise ValueError(f"{path}: data.eval_data must be given where do_eval is true")
-    files = {"data.train_data": settings.data.train_data, "data.eval_data": settings.data.eval_data}
-    files |= {f"moshi_paths.{k}": v for k, v in settings.moshi_paths if k != "hf_repo_id"}
+    if settings.ttt_cache.adapter is not None and settings.ttt_cache.patch:
+        raise ValueError(
+            f"{path}: ttt_cache.adapter brings its own settings; leave out ttt_cache.patch"
+        )
+    for number, stage in enumerate(settings.ttt_cache.stages):
+        lengths, steps = settings.lengths_of(stage), settings.steps_of(stage)
+        if len(lengths) > steps:
+            raise ValueError(
+                f"{path}: ttt_cache.stages.{number}.frames: {len(lengths)} lengths need as many "
+                f"steps at least, got {steps}"
+            )
+
+
+def _present(path: Path, settings: Settings) -> None:
+    """Refuse files that are not there."""
+    paths, adapter = settings.moshi_paths, settings.ttt_cache.adapter
+    files: dict[str, str | None] = {
+        "data.train_data": settings.data.train_data,
+        "data.eval_data": settings.data.eval_data,
+        "moshi_paths.config_path": paths.config_path,
+    }
+    for name in FROM_HUB:
+        value = getattr(paths, name)
+        files[f"moshi_paths.{name}"] = None if str(value).startswith("hf://") else value
     for key, value in files.items():
-        if value and not str(value).startswith("hf://") and not Path(value).is_file():
+        if value and not Path(value).is_file():
             raise FileNotFoundError(f"{path}: {key}: {value} does not exist")
+    if adapter is not None and not (Path(adapter).is_dir() or HUB_ID.fullmatch(adapter)):
+        raise FileNotFoundError(
+            f"{path}: ttt_cache.adapter: {adapter} does not exist, and is no hub id (owner/name)"
+        )

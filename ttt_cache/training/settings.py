@@ -48,6 +48,7 @@ class Paths(_Block):
     moshi_path: str | None = None
     tokenizer_path: str | None = None
     config_path: str | None = None
+    lora_path: str | None = None
 
 
 class Lora(_Block):
@@ -142,7 +143,7 @@ class Settings(_Block):
     first_codebook_weight_multiplier: float = Field(default=1.0, ge=0)
     text_padding_weight: float = Field(default=0.5, ge=0)
     optim: Optim = Optim()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)  # torch takes 64 bits
     num_microbatches: int = Field(default=1, ge=1)
     duration_sec: float = Field(default=10.0, gt=0)
     batch_size: int = Field(default=1, ge=1)
@@ -166,7 +167,11 @@ class Settings(_Block):
     def steps_of(self, stage: Stage) -> int:
         return stage.steps or self.max_steps
 
+    def lengths_of(self, stage: Stage) -> list[int]:
+        """Lengths of the segments of a stage, in frames, each for the same share of its steps."""
+        return stage.frames or [max(1, round(self.duration_sec * FRAME_RATE))]
+
     def frames_of(self, stage: Stage, step: int) -> int:
         """Length of the segments in a step of a stage, counted from 0."""
-        lengths = stage.frames or [max(1, round(self.duration_sec * FRAME_RATE))]
+        lengths = self.lengths_of(stage)
         return lengths[step * len(lengths) // self.steps_of(stage)]

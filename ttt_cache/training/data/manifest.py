@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,10 @@ def _clip(folder: Path, where: str, line: bytes) -> Clip:
         raise ValueError(f"{where}: path must be the name of a WAV file, got {name!r}")
     if isinstance(duration, bool) or not isinstance(duration, int | float):
         raise ValueError(f"{where}: duration must be a number of seconds, got {duration!r}")
-    if not (duration > 0 and math.isfinite(duration)):
-        raise ValueError(f"{where}: duration must be above 0 seconds, got {duration!r}")
+    if not 0 < duration <= sys.float_info.max:
+        raise ValueError(
+            f"{where}: duration must be finite and above 0 seconds, got {duration!r:.20}"
+        )
     clip = Clip(name, folder / name, float(duration), where)
     if not clip.path.is_file():
         raise ValueError(f"{where}: path: there is no file {clip.path}")
