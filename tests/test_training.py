@@ -171,6 +171,13 @@ def test_without_do_eval_only_start_and_end_are_evaluated(folder):
     assert "| before training |" in page and "| this run |" in page
 
 
+def test_without_held_out_recordings_the_page_says_what_was_seen(folder):
+    make(folder, "unheard").train()
+    page = (folder / "unheard" / "summary.md").read_text()
+    assert "there is no eval_data" in page and "Of attention, " in page
+    assert "| layer | gate open |" in page and "Mean losses" not in page
+
+
 def test_a_teacher_adds_its_divergence(folder, tuned):
     found = [record for record in figures(folder, "tuned") if record["stage"] != "distill"]
     assert len(found) == 4 and all(record["kl"] > 1e-4 for record in found)

@@ -23,10 +23,11 @@ from .model import check_learns, checkpoint_info, load
 from .monitor import Observed
 from .picture import draw
 from .recorder import Recorder
+from .result import BEFORE, Result
 from .rundir import begins_at, open_run
 from .settings import FRAME_RATE, Settings
 from .stage import StageRun
-from .summary import BEFORE, summarise
+from .summary import summarise
 
 
 def train(settings: Settings) -> Path:
@@ -161,16 +162,19 @@ class Run:
             return
         export(self.lm, self.settings, self.lm_config, self.run_dir)
         draw(self.run_dir)
-        if arms:
-            summarise(self.run_dir, arms, self.observed, self._facts())
+        trained = tuple(stage.train for stage in self.stages)
+        adapted = self.settings.ttt_cache.adapter is not None
+        result = Result(arms, self.observed, self.handle.config, trained, adapted)
+        summarise(self.run_dir, result, self._facts())
 
     def _facts(self) -> dict[str, str]:
         cache, paths = self.settings.ttt_cache, self.settings.moshi_paths
         stages = [f"{s.train} {self.settings.steps_of(s)} steps" for s in self.stages]
         settings = ", ".join(f"{name}={value}" for name, value in cache.patch.items())
+        adapter = cache.adapter and f"that of {cache.adapter}"
         return {
             "model": paths.moshi_path or paths.hf_repo_id,
-            "patch": settings or "the defaults",
+            "patch": adapter or settings or "the defaults",
             "stages": ", ".join(stages),
             "data": self.settings.data.train_data,
             "processes": str(self.accelerator.num_processes),

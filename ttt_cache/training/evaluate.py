@@ -11,8 +11,8 @@ from ttt_cache.patch import Patch
 from .carry import Caches, Carry, memory_reset, window_only
 from .data import LMFacts, SegmentStream, Sessions
 from .loss import Weights, predict, targets
+from .result import FULL, RESET, THIS_RUN, WINDOW
 from .step import over_processes, sums_of, totals_of
-from .summary import FULL, RESET, THIS_RUN, WINDOW
 
 Losses = dict[str, float]
 
@@ -54,7 +54,10 @@ def evaluate(
 
 
 def arms_of(handle: Patch) -> dict[str, Caches]:
-    """The trained memory and its controls: window alone, memory reset, and full context."""
+    """The trained memory and its controls: window alone, memory reset, and full context.
+
+    Without the first two where a layer has no window or no memory.
+    """
     arms = {
         THIS_RUN: handle.caches,
         WINDOW: window_only(handle),

@@ -17,7 +17,7 @@ from ttt_cache.files import write_whole
 
 from .curves import Curve, Run, read_run, smoothed
 from .metrics import NAME
-from .verdict import LEAST_MASS
+from .result import LEAST_MASS
 
 PICTURE = "training.png"
 # Okabe and Ito's palette: tells apart under every common colour blindness, and in grey.

@@ -12,43 +12,36 @@ from ttt_cache.files import write_whole
 
 from .monitor import Observed
 from .picture import PICTURE
-from .verdict import BEFORE, FULL, RESET, THIS_RUN, WINDOW, Arms, gain, verdict
-
-__all__ = ["BEFORE", "FULL", "RESET", "THIS_RUN", "WINDOW", "summarise", "verdict"]
+from .result import RESET, THIS_RUN, WINDOW, Arms, Result, gain
+from .verdict import verdict
 
 NAME = "summary.md"
 KINDS = {"loss": "loss", "text_loss": "text loss", "audio_loss": "audio loss"}
+WINDOWS = (
+    f" `{WINDOW}` sees as many frames as a patched layer ever sees exactly (`recent`, and the "
+    f"`chunk - 1` that may wait to be evicted), `{RESET}` the very frames of this run."
+)
 MANY = 8  # layers that fit on the page one by one
 
 
-def summarise(
-    run_dir: Path,
-    arms: Arms,
-    observed: Mapping[int, Observed],
-    facts: Mapping[str, str],
-) -> Path:
-    """Write `run_dir/summary.md` and print the table of controls and the verdict.
+def summarise(run_dir: Path, result: Result, facts: Mapping[str, str]) -> Path:
+    """Write `run_dir/summary.md` and print the verdict and the table of controls.
 
     Args:
-        arms: mean losses (`loss`, `text_loss`, `audio_loss`) by arm, in the order of the table, on
-            the same frames; `this run` must be there.
-        observed: what each layer's memory did.
         facts: what was run, by name.
 
     Raises:
-        ValueError: `this run` is missing among the arms.
         OSError: the file could not be written.
     """
-    said = verdict(arms, observed)
+    said, arms = verdict(result), result.arms
     header, rows = ["", *KINDS.values(), "loss beside window only"], [_row(arms, n) for n in arms]
-    parts = [
-        f"# Training run {run_dir.resolve().name}",
-        said,
-        _markdown(header, rows),
-        "Mean losses on the same frames; lower is better.",
-    ]
-    if observed:
-        parts += ["## The memory, layer by layer", *_layers(observed)]
+    parts = [f"# Training run {run_dir.resolve().name}", said]
+    if arms:
+        parts += [_markdown(header, rows), "Mean losses on the same frames; lower is better."]
+    if WINDOW in arms:
+        parts[-1] += WINDOWS
+    if result.observed:
+        parts += ["## The memory, layer by layer", *_layers(result.observed)]
     if (run_dir / PICTURE).exists():
         parts += ["## The run", f"![Losses, gate, branch ratio and mass over steps]({PICTURE})"]
     if facts:
@@ -115,6 +108,7 @@ def _say(header: list[str], rows: list[list[str]], said: str, path: Path) -> Non
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.print(table)
+    if rows:
+        console.print(table)
     console.print(said, markup=False, highlight=False)
     console.print(f"Written: {path}", soft_wrap=True, markup=False)
