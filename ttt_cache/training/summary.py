@@ -34,7 +34,8 @@ def summarise(run_dir: Path, result: Result, facts: Mapping[str, str]) -> Path:
         OSError: the file could not be written.
     """
     said, arms = verdict(result), result.arms
-    header, rows = ["", *KINDS.values(), "loss beside window only"], [_row(arms, n) for n in arms]
+    header = ["", *KINDS.values(), *([f"loss beside {WINDOW}"] if WINDOW in arms else [])]
+    rows = [_row(arms, name) for name in arms]
     parts = [f"# Training run {run_dir.resolve().name}", said]
     if arms:
         parts += [_markdown(header, rows), "Mean losses on the same frames; lower is better."]
@@ -54,12 +55,13 @@ def summarise(run_dir: Path, result: Result, facts: Mapping[str, str]) -> Path:
 
 def _row(arms: Arms, name: str) -> list[str]:
     losses = [arms[name].get(kind) for kind in KINDS]
-    return [name, *(_number(loss) for loss in losses), _beside_window(arms, name)]
+    beside = [_beside_window(arms, name)] if WINDOW in arms else []
+    return [name, *(_number(loss) for loss in losses), *beside]
 
 
 def _beside_window(arms: Arms, name: str) -> str:
     """How an arm's loss differs from that of the window, absolutely and as a share."""
-    if name == WINDOW or WINDOW not in arms:
+    if name == WINDOW:
         return ""
     lower = gain({THIS_RUN: arms[name], WINDOW: arms[WINDOW]}, WINDOW)
     if lower is None:
