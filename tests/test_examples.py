@@ -45,7 +45,7 @@ def test_every_yaml_is_one(name: str, tmp_path: Path, monkeypatch) -> None:
         Path(file).touch()
     settings = read_settings(EXAMPLES / name)
     assert settings.ttt_cache.stages[0].train == "distill"
-    assert settings.data.eval_data, "without it there is no summary"
+    assert settings.data.eval_data, "without it nothing is compared"
 
 
 def test_there_is_a_yaml_for_a_cpu_and_two_for_moshi_7b() -> None:
