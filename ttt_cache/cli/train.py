@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,9 +62,27 @@ def run(config: Path, change: Callable[[Settings], Settings]) -> None:
     with refusals("", OSError):
         settings = change(read_settings(config))
     try:
-        _train(settings)
+        with _interruptible():
+            _train(settings)
     except KeyboardInterrupt:
         raise fail(f"interrupted; {_kept(settings)}", INTERRUPTED) from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within it SIGTERM, which says that the machine is taken away, is as Ctrl-C.
+
+    Not for one of several processes: they cannot save without the others, and a launcher that
+    ends them must not wait.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train(settings: Settings) -> None:

@@ -1,9 +1,10 @@
 """Checkpoints that a run goes on from exactly.
 
 A checkpoint is a folder `checkpoints/step_000100`: it is written under another name and renamed
-when it is whole, so whatever has its name is complete, and a kill loses at most the steps since.
+when it is whole and on the disk, so whatever has its name is complete, and a kill or a power cut
+loses at most the steps since.
 
-    position.json        where the run was: step, stage, position in the data
+    position.json        where the run was, and what it was made from
     weights.safetensors  what is trained, float32
     optimizer.pt         tensors and numbers only, read with `weights_only`
     carry-0.safetensors  the states that process 0 goes on with, one file each
@@ -13,6 +14,7 @@ when it is whole, so whatever has its name is complete, and a kill loses at most
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,30 +24,32 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.optim import Optimizer
 
 from ttt_cache.adapter import save_adapter
 
 FORMAT = 1
-_REMEDY = "remove this checkpoint to go on from the one before it"
 POSITION, WEIGHTS, OPTIMIZER = "position.json", "weights.safetensors", "optimizer.pt"
-FIELDS = ("step", "stage", "stage_step", "stream", "schedule", "before", "observed", "processes")
+FOLDER, ADAPTER = "checkpoints", "adapter"
 _NAME = re.compile(r"step_(\d+)")
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = [p for p in (run_dir / "checkpoints").glob("step_*") if _NAME.fullmatch(p.name)]
+    found = [p for p in (run_dir / FOLDER).glob("step_*") if _NAME.fullmatch(p.name)]
     return sorted(found, key=lambda path: int(path.name.split("_")[1]))
+
+
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return run_dir / FOLDER / f"step_{step:06d}"
 
 
 def save(
@@ -71,105 +75,57 @@ def save(
         OSError: it cannot be written, such as on a full disk; the message names the file, older
             checkpoints are untouched, and what was half written is removed.
     """
-    folder = run_dir / "checkpoints" / f"step_{position['step']:06d}"
+    folder = folder_of(run_dir, position["step"])
     partial = folder.with_name(f".{folder.name}.partial")
-    whole = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights = get_model_state_dict(model, options=whole)
-    moments = get_optimizer_state_dict(model, optimizer, options=whole)
     try:
-        if accelerator.is_main_process:
-            for left in folder.parent.glob(".step_*.partial"):  # by a kill
-                shutil.rmtree(left)
-            partial.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        carry = partial / f"carry-{accelerator.process_index}.safetensors"
-        _write(carry, lambda: save_file(_plain(carried), carry))
-        if accelerator.is_main_process:
-            tensors = {name: t.float() for name, t in _plain(weights).items()}
-            _write(partial / WEIGHTS, lambda: save_file(tensors, partial / WEIGHTS))
-            _write(partial / OPTIMIZER, lambda: torch.save(moments, partial / OPTIMIZER))
-            _write(partial / "adapter", lambda: save_adapter(lm, partial / "adapter"))
-            made = {"format": FORMAT, "processes": accelerator.num_processes}
-            text = json.dumps(made | dict(position), indent=2) + "\n"
-            _write(partial / POSITION, lambda: (partial / POSITION).write_text(text))
-        accelerator.wait_for_everyone()
+        _write_files(accelerator, partial, model, lm, optimizer, position, carried)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if accelerator.is_main_process:
         partial.rename(folder)
-        for old in checkpoints(run_dir)[: -keep or None] if keep else []:
-            # Renamed first: what has a checkpoint's name is whole, also when this is killed.
-            shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))
+        _sync(folder.parent, run_dir)
+        _remove_all_but(run_dir, keep)
     accelerator.wait_for_everyone()
     return folder
 
 
-def read_position(folder: Path) -> dict[str, Any]:
-    """Where the run was at a checkpoint.
-
-    Raises:
-        ValueError: the file is damaged or of another format; the message names it.
-    """
-    path = folder / POSITION
-    try:
-        position = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or damaged: {error}; {_REMEDY}") from None
-    if not isinstance(position, dict) or position.get("format") != FORMAT:
-        raise ValueError(f"{path}: format must be {FORMAT}; {_REMEDY}")
-    if missing := [name for name in FIELDS if name not in position]:
-        raise ValueError(f"{path}: {missing[0]} is missing; {_REMEDY}")
-    return position
-
-
-def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put a checkpoint's weights, and the optimizer's state, back.
-
-    Raises:
-        ValueError: a file is damaged or of another model; the message names it.
-    """
-    weights: dict[str, Any] = dict(read_tensors(folder / WEIGHTS))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for name, parameter in trained.items():
-        name = name.removeprefix("module.")
-        if name not in weights or weights[name].shape != parameter.shape:
-            got = list(weights[name].shape) if name in weights else "nothing"
-            raise ValueError(
-                f"{folder / WEIGHTS}: {name} must be of shape {list(parameter.shape)}, got {got}: "
-                "it is a checkpoint of another model or another patch"
-            )
-    broadcast = StateDictOptions(full_state_dict=True, strict=False)
-    set_model_state_dict(model, weights, options=broadcast)
-    try:
-        moments = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no common type for damaged files
-        raise ValueError(
-            f"{folder / OPTIMIZER} is missing or damaged: {error}; {_REMEDY}"
-        ) from error
-    set_optimizer_state_dict(model, optimizer, moments, options=broadcast)
+def _write_files(
+    accelerator: Accelerator,
+    partial: Path,
+    model: nn.Module,
+    lm: nn.Module,
+    optimizer: Optimizer,
+    position: Mapping[str, Any],
+    carried: Mapping[str, Tensor],
+) -> None:
+    """Every process its own states, the main one everything else; then all is on the disk."""
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights = get_model_state_dict(model, options=whole)
+    moments = get_optimizer_state_dict(model, optimizer, options=whole)
+    if accelerator.is_main_process:
+        for left in partial.parent.glob(".step_*.partial"):  # by a kill
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    carry = partial / f"carry-{accelerator.process_index}.safetensors"
+    _write(carry, lambda: save_file(_plain(carried), carry))
+    if accelerator.is_main_process:
+        tensors = {name: t.float() for name, t in _plain(weights).items()}
+        _write(partial / WEIGHTS, lambda: save_file(tensors, partial / WEIGHTS))
+        _write(partial / OPTIMIZER, lambda: torch.save(moments, partial / OPTIMIZER))
+        _write(partial / ADAPTER, lambda: save_adapter(lm, partial / ADAPTER))
+        made = {"format": FORMAT, "processes": accelerator.num_processes}
+        text = json.dumps(made | {"carried": sorted(carried)} | dict(position), indent=2) + "\n"
+        _write(partial / POSITION, lambda: (partial / POSITION).write_text(text))
+    accelerator.wait_for_everyone()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file; raises `ValueError` naming it if it is damaged or missing."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing or damaged: {error}; {_REMEDY}") from error
-
-
-def read_states(folder: Path, processes: int) -> dict[str, Tensor]:
-    """The states of all rows, whichever process had them; empty where none are carried.
-
-    Raises:
-        ValueError: a file is missing, damaged or unlike the others; the message names it.
-    """
-    paths = [folder / f"carry-{number}.safetensors" for number in range(processes)]
-    parts = [read_tensors(path) for path in paths]
-    for path, part in zip(paths, parts, strict=True):
-        if part.keys() != parts[0].keys():
-            raise ValueError(f"{path} does not go with {paths[0].name} beside it; {_REMEDY}")
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _remove_all_but(run_dir: Path, keep: int | None) -> None:
+    """Remove checkpoints but the newest; `None` keeps all."""
+    for old in checkpoints(run_dir)[: -keep or None] if keep else []:
+        # Renamed first: what has a checkpoint's name is whole, also when this is killed.
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))
 
 
 def _plain(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -179,5 +135,16 @@ def _plain(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 def _write(path: Path, write: Any) -> None:
     try:
         write()
+        _sync(*path.rglob("*"), path, path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap them
         raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _sync(*paths: Path) -> None:
+    """Wait until files, or the names in folders, are on the disk."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
 from moshi.models.loaders import CheckpointInfo, _lm_kwargs
 
 from ttt_cache.version import __version__
 
-from . import checkpoint
+from . import identity
 from .carry import Caches
 from .data import LMFacts, Sessions, TokenCache, prepare
 from .evaluate import Losses, arms_of, evaluate
 from .export import export
 from .loss import Weights
-from .model import check_learns, checkpoint_info, load
+from .model import check_learns, load
 from .monitor import Observed
 from .picture import draw
-from .recorder import Recorder
+from .pretrained import Codec, checkpoint_info, codec
+from .processes import accelerator_for
+from .recorder import Recorder, check_installed
+from .restore import read_position
 from .result import BEFORE, Result
-from .rundir import begins_at, open_run
+from .rundir import begin_run, begins_at, open_run
 from .settings import FRAME_RATE, Settings
 from .stage import StageRun
 from .summary import summarise
@@ -39,7 +41,8 @@ def train(settings: Settings) -> Path:
     Raises:
         FileNotFoundError, ValueError: something that the settings name is missing or does not fit;
             nothing has been trained.
-        RuntimeError: a loss is not finite; the steps before it are saved.
+        RuntimeError: a loss is not finite; the steps before it are saved. Or another run is going
+            on in that folder, or a package is missing; nothing has been trained.
         OSError: a file cannot be written; the checkpoints before it are whole.
     """
     return Run(settings).train()
@@ -53,16 +56,7 @@ class Run:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        mixed = "bf16" if settings.param_dtype == "bfloat16" else "no"
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        # Said outright: else accelerate takes processes on CPUs for strangers to each other.
-        cpu = not torch.accelerator.is_available()
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[unused])
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            raise ValueError(
-                "accelerate is set to FSDP, which is not supported: choose data parallelism (DDP), "
-                "or train inside moshi-finetune (docs/finetune.md)"
-            )
+        self.accelerator = accelerator_for(settings)
         self.main = self.accelerator.is_main_process
         self.run_dir = Path(settings.run_dir)
         self.stages = settings.ttt_cache.stages
@@ -70,36 +64,67 @@ class Run:
             settings.first_codebook_weight_multiplier, settings.text_padding_weight
         )
         self.rows = settings.batch_size * settings.num_microbatches * self.accelerator.num_processes
-        self.begin = self._on_main_first(
-            lambda: open_run(settings, self.rows) if self.main else begins_at(self.run_dir)
-        )
+        self.steps = [settings.steps_of(stage) for stage in self.stages]
+        self.observed: dict[int, Observed] = {}
+        self.before: Losses = {}
+        with ExitStack() as stack:
+            self._load(stack)
+            self._held = stack.pop_all()
+
+    def _load(self, stack: ExitStack) -> None:
+        """Everything that is needed; only then is something of an older run removed."""
+        settings = self.settings
+        self.begin = self._on_main_first(lambda: self._open(stack))
+        self.position = self.begin and read_position(self.begin, self.steps)
         info = checkpoint_info(settings.moshi_paths)
         device = self.accelerator.device
         self.device = device if device.type != "cpu" else torch.device("cpu")  # never "cpu:0"
+        opened = codec(info, self.device) if self.main else None
         self.lm, self.handle = load(settings, info, self.device)
         self.lm_config = info.raw_config or _lm_kwargs
         self.facts = LMFacts.of(self.lm)
-        self.data, self.eval_data = self._data(info)
+        self.data, self.eval_data = self._data(opened)
         check_learns(settings, self.handle, max(self.data.frames))
-        self.observed: dict[int, Observed] = {}
-        self.before: Losses = {}
+        self.sources = self._sources(info)
+        if self.position is not None:
+            identity.check_same(self.position["made_from"], self.sources, self.run_dir)
+        elif self.main:
+            begin_run(settings, self.rows)
+
+    def _open(self, stack: ExitStack) -> Path | None:
+        if not self.main:
+            return begins_at(self.settings)
+        check_installed(self.settings.wandb.model_dump())
+        return open_run(self.settings, self.rows, stack)
+
+    def _sources(self, info: CheckpointInfo) -> dict[str, identity.Source]:
+        """What the run reads, by key."""
+        given = self.settings.data
+        sources = {"moshi_paths": identity.weights(info.moshi_weights)}
+        if info.lora_weights is not None:
+            sources["moshi_paths, LoRA"] = identity.weights(info.lora_weights)
+        sets = {"train_data": (given.train_data, self.data)}
+        if self.eval_data is not None:
+            sets["eval_data"] = (given.eval_data, self.eval_data)
+        for key, (manifest, sessions) in sets.items():
+            made_from = sessions.cache.fingerprint
+            sources[f"data.{key}"] = identity.recordings(manifest, made_from)
+        return sources
 
     def _on_main_first(self, make: Callable[[], T]) -> T:
         """What `make` gives on the main process, then on the others, which find it done."""
         with self.accelerator.main_process_first():
             return make()
 
-    def _data(self, info: CheckpointInfo) -> tuple[Sessions, Sessions | None]:
+    def _data(self, opened: Codec | None) -> tuple[Sessions, Sessions | None]:
         given, cache = self.settings.data, self.settings.ttt_cache
         folder = Path(cache.codes_dir or self.run_dir / "codes")
         least = round(cache.session_sec * FRAME_RATE)
 
         def tokenised(manifest: str, name: str) -> TokenCache:
-            if not self.main:
+            if opened is None:
                 return TokenCache.open(folder / name)
-            mimi = info.get_mimi(device=self.device)
-            tokenizer = info.get_text_tokenizer()
-            return prepare(Path(manifest), folder / name, mimi, tokenizer, self.facts)
+            return prepare(Path(manifest), folder / name, *opened, self.facts)
 
         def sessions(manifest: str, name: str) -> Sessions:
             return Sessions(self._on_main_first(lambda: tokenised(manifest, name)), least)
@@ -110,31 +135,35 @@ class Run:
         )
 
     def train(self) -> Path:
-        position = None if self.begin is None else checkpoint.read_position(self.begin)
-        done = 0 if position is None else position["step"]
-        total = sum(self.settings.steps_of(stage) for stage in self.stages)
-        with Recorder(
+        """Train what is left, once."""
+        with self._held, self._recorder() as self.recorder:
+            if self.position is None:
+                self.before = self.evaluate()
+            else:
+                self.before = self.position["before"]
+                observed = self.position["observed"]
+                self.observed = {int(n): Observed(**of) for n, of in observed.items()}
+            self._stages(self.position)
+            self._finish()
+        return self.run_dir
+
+    def _recorder(self) -> Recorder:
+        done = 0
+        if self.position is not None:  # a step that was not fully reported is reported again
+            done = self.position["step"] - (self.position["unreported"] is not None)
+        return Recorder(
             self.run_dir,
-            total,
+            sum(self.steps),
             done,
             wandb=self.settings.wandb.model_dump(),
             config=self.settings.model_dump(mode="json"),
             main=self.main,
-        ) as self.recorder:
-            if position is None:
-                self.before = self.evaluate()
-            else:
-                self.before = position["before"]
-                self.observed = {int(n): Observed(**of) for n, of in position["observed"].items()}
-            self._stages(position)
-            self._finish()
-        return self.run_dir
+        )
 
     def _stages(self, position: dict[str, Any] | None) -> None:
-        steps = [self.settings.steps_of(stage) for stage in self.stages]
-        for index in range(0 if position is None else position["stage"], len(steps)):
+        for index in range(0 if position is None else position["stage"], len(self.steps)):
             here = position if position is not None and index == position["stage"] else None
-            self._stage(index, sum(steps[:index]), here)
+            self._stage(index, sum(self.steps[:index]), here)
             self.accelerator.free_memory()  # it would hold on to every stage's optimizer
 
     def _stage(self, index: int, before: int, position: dict[str, Any] | None) -> None:

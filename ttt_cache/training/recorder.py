@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -18,6 +20,7 @@ from .metrics import NAME, append, read_metrics, truncate
 
 __all__ = ["Recorder", "read_metrics"]
 
+TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id.txt"  # of the run that a resumed one goes on with
 
 
@@ -61,8 +64,7 @@ class Recorder:
         self._open = ExitStack()
         if not main:
             return
-        self._writer_class = _tensorboard()
-        self._wandb_module = _wandb() if self.wandb.get("project") else None
+        check_installed(self.wandb)
         if self.path.exists():
             read_metrics(self.path)
 
@@ -87,11 +89,13 @@ class Recorder:
             truncate(self.path, self.first_step)
         # TensorBoard hides what older files say of this step and later.
         again = self.first_step + 1 if self.first_step else 0
-        self._writer = self._writer_class(str(self.run_dir / "tensorboard"), purge_step=again)
-        stack.callback(self._writer.close)
         settings = json.dumps(self.config, indent=2, default=str)
-        self._writer.add_text("config", f"```\n{settings}\n```", self.first_step)
-        self._wandb_run = self._wandb_module and self._wandb_begin(self._wandb_module, stack)
+        stack.enter_context(_told_once())
+        with self._naming():
+            self._writer = _tensorboard()(str(self.run_dir / TENSORBOARD), purge_step=again)
+            stack.callback(self._close)
+            self._writer.add_text("config", f"```\n{settings}\n```", self.first_step)
+        self._wandb_run = self._wandb_begin(_wandb(), stack) if self.wandb.get("project") else None
         self._bar = stack.enter_context(Bar(self.total_steps, self.first_step))
 
     def _wandb_begin(self, wandb: ModuleType, stack: ExitStack) -> Any:
@@ -127,17 +131,60 @@ class Recorder:
 
         Raises:
             TypeError: a figure is not a number.
-            OSError: the disk is full; the error names the file.
+            OSError: the disk is full; the error names the file or folder.
         """
         if not self.main:
             return
         record = append(self.path, step, stage, figures)
         numbers = {n: math.nan if record[n] is None else record[n] for n in figures}
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+        with self._naming():
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
         if self._wandb_run is not None:
             self._wandb_run.log({"stage": stage} | numbers, step=step)
         self._bar.update(step, stage, numbers)
+
+    def sync(self) -> None:
+        """Wait until what was logged is on the disk, before a checkpoint that relies on it."""
+        if self.main and self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _close(self) -> None:
+        with self._naming():
+            self._writer.close()
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """TensorBoard's errors do not say of which file they are."""
+        try:
+            yield
+        except OSError as error:
+            path = str(self.run_dir / TENSORBOARD)
+            raise OSError(error.errno, error.strerror or str(error), path) from error
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Within it TensorBoard's thread dies quietly: the next call raises its error."""
+    told = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            told(args)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = told
+
+
+def check_installed(wandb: Mapping[str, Any]) -> None:
+    """Raise `RuntimeError` if TensorBoard, or W&B where there is a project, cannot be imported."""
+    _tensorboard()
+    if wandb.get("project"):
+        _wandb()
 
 
 def _tensorboard() -> Any:

@@ -14,6 +14,7 @@ from .carry import Carry
 from .data import SegmentStream
 from .model import choose_trained
 from .monitor import Observed, figures_of
+from .restore import read_states, restore
 from .schedule import optimizer_for
 from .step import Lane, Objective, Predictor, distil, fine_tune
 
@@ -38,6 +39,8 @@ class StageRun:
         self.steps = run.settings.steps_of(self.stage)
         self.done = 0
         self.saved = -1
+        # The figures of the last step, until all of its lines are written.
+        self.unreported: dict[str, float] | None = None
         self._between = False  # of the weights of two steps: nothing may be saved then
         choose_trained(run.lm, run.handle, run.settings, self.stage.train)
         self.trained = [p for p in run.lm.parameters() if p.requires_grad]
@@ -70,24 +73,24 @@ class StageRun:
         self._remember()
         self.saved = self.done
         try:
+            self._report()  # what an interruption left of it
             while self.done < self.steps:
-                figures, observed = self._learn()
-                self._update(figures, observed)
-                self._report(figures, observed)
+                self._update(*self._learn())
+                self._report()
+            self._save()
         except BaseException as error:
             # Of several processes the others may not be here; only this error reaches all.
             together = isinstance(error, NotFiniteError) or self.run.accelerator.num_processes == 1
             if together and not self._between:
                 self._save()
             raise
-        self._save()
 
     def resume(self, folder: Path, position: dict[str, Any]) -> None:
         """Go on from a checkpoint of this stage."""
-        checkpoint.restore(folder, self.model, self.optimizer)
-        self.done = position["stage_step"]
+        restore(folder, self.model, self.optimizer)
+        self.done, self.unreported = position["stage_step"], position["unreported"]
         self.schedule.load_state_dict(position["schedule"])
-        states = checkpoint.read_states(folder, position["processes"])
+        states = read_states(folder, position)
         for lane in self.lanes:
             lane.stream.load_state_dict(position["stream"])
             rows = lane.stream.rows
@@ -109,8 +112,7 @@ class StageRun:
         frames = run.settings.frames_of(self.stage, self.done)
         batches = [lane.stream.next_batch(frames) for lane in self.lanes]
         self.optimizer.zero_grad()
-        looks = run.main and (self.done % OBSERVE_EVERY == 0 or self.done == self.steps - 1)
-        handle = run.handle if looks else None
+        handle = run.handle if run.main and self._looks(self.done) else None
         if self.stage.train == "distill":
             losses, observed = distil(run.accelerator, run.lm, run.handle, batches, handle)
         else:
@@ -128,31 +130,56 @@ class StageRun:
         figures |= {"seconds": seconds, "tokens_per_second": tokens / seconds, "frames": frames}
         return figures | {"lr": self.schedule.get_last_lr()[0]}, observed
 
+    def _looks(self, step: int) -> bool:
+        """Whether the gates are looked at in a step of the stage, counted from 0."""
+        return step % OBSERVE_EVERY == 0 or step == self.steps - 1
+
     def _update(self, figures: dict[str, float], observed: dict[int, Observed]) -> None:
         """Take the step, unless something is not finite."""
         for name, figure in figures.items():
             if not math.isfinite(figure):
                 raise NotFiniteError(
-                    f"step {self.before + self.done + 1}: {name} is {figure}; the steps before it "
-                    "are saved. A lower optim.lr or max_norm may help"
+                    f"step {self.before + self.done + 1}: {name} is {figure}; {self._way_out()}"
                 )
         self._between = True
         self.optimizer.step()
         self.schedule.step()
         self.done += 1
         self.run.observed = observed or self.run.observed
+        self.unreported = figures | figures_of(observed)
         self._remember()
         self._between = False
 
-    def _report(self, figures: dict[str, float], observed: dict[int, Observed]) -> None:
-        """Write down a step, and evaluate and save where it is time to."""
+    def _way_out(self) -> str:
+        """What helps after a step that the same command would meet again."""
+        settings, step = self.run.settings, self.before + self.done
+        lower = "a lower optim.lr or max_norm may help"
+        if not step or not settings.do_ckpt:
+            return f"{lower}, in another run_dir or with overwrite_run_dir: true"
+        folder = checkpoint.folder_of(self.run.run_dir, step)
+        widened = self.stage.train in ("layers", "everything")
+        lacks = " (the memory alone, not what was trained of Moshi)" if widened else ""
+        return (
+            f"the steps before it are saved in {folder}, but the same command would meet it again: "
+            f"{lower}, in another run_dir with ttt_cache.adapter: {folder / checkpoint.ADAPTER} in "
+            f"place of ttt_cache.patch{lacks}"
+        )
+
+    def _report(self) -> None:
+        """Write down a step, and evaluate and save where it is time to.
+
+        Until all of its lines are there a checkpoint has its figures: a run that goes on from it
+        begins with writing them.
+        """
         run, settings, step = self.run, self.run.settings, self.before + self.done
-        last = self.done == self.steps
-        if observed or step % settings.log_freq == 0 or last:
-            run.recorder.log(step, figures | figures_of(observed), self.stage.train)
+        if self.unreported is None:
+            return
+        if self._looks(self.done - 1) or step % settings.log_freq == 0:
+            run.recorder.log(step, self.unreported, self.stage.train)
         if settings.do_eval and settings.eval_freq and step % settings.eval_freq == 0:
             found = {f"eval/{name}": loss for name, loss in run.evaluate().items()}
             run.recorder.log(step, found, self.stage.train)
+        self.unreported = None
         if settings.ckpt_freq and step % settings.ckpt_freq == 0:
             self._save()
 
@@ -166,6 +193,7 @@ class StageRun:
             "schedule": self.schedule.state_dict(),
             "before": self.run.before,
             "observed": {n: vars(of) for n, of in self.run.observed.items()},
+            "made_from": {key: source.identity for key, source in self.run.sources.items()},
         }
         lanes = [
             {
@@ -181,13 +209,14 @@ class StageRun:
         run = self.run
         if not run.settings.do_ckpt or self.saved == self.done:
             return
+        run.recorder.sync()
         checkpoint.save(
             run.accelerator,
             run.run_dir,
             self.model,
             run.lm,
             self.optimizer,
-            self._position,
+            self._position | {"unreported": self.unreported},
             {key: torch.cat(parts) for key, parts in self._states.items()},
             run.settings.num_ckpt_keep,
         )

@@ -1,0 +1,63 @@
+"""Whether a run that goes on reads what it began with, wherever that lies by now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PIECES, PIECE = 4096, 4096  # bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run reads.
+
+    Attributes:
+        file: where it is, for messages.
+        identity: what it is.
+    """
+
+    file: str
+    identity: str
+
+
+def weights(path: Path) -> Source:
+    """A checkpoint: its size, its first 16 MB and as much again, spread evenly over the rest.
+
+    That is all of a small file. In a large one another tensor of 4 MB is noticed and single other
+    numbers may not be; but 15 GB need not be read twice.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(PIECES * PIECE))  # the header, which names tensors and shapes
+        for start in range(file.tell(), size, max(PIECE, size // PIECES)):
+            file.seek(start)
+            digest.update(file.read(PIECE))
+    return Source(str(path), digest.hexdigest())
+
+
+def recordings(manifest: str, fingerprint: Mapping[str, str]) -> Source:
+    """A data set, by the fingerprint of its token cache."""
+    text = json.dumps(fingerprint, sort_keys=True)
+    return Source(manifest, hashlib.sha256(text.encode()).hexdigest())
+
+
+def check_same(began_with: Mapping[str, str], sources: Mapping[str, Source], run_dir: Path) -> None:
+    """Refuse what is not what the run began with.
+
+    Args:
+        began_with: identities by the keys of `sources`.
+
+    Raises:
+        ValueError: one is another; the message names key and file.
+    """
+    for key, source in sources.items():
+        if began_with.get(key) != source.identity:
+            raise ValueError(
+                f"{key}: {source.file} is not what the run in {run_dir} began with; put that back, "
+                "or give another run_dir"
+            )
