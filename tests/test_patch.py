@@ -204,3 +204,28 @@ def test_autocast_does_not_narrow_the_inner_update():
         ):
             cache.stream(*one, hidden, ring)
     assert all(t.dtype == torch.float32 for t in ring.memory.values())
+
+
+@pytest.mark.parametrize("source", ["hidden", "kv"])
+def test_the_in_projection_gets_the_gradients_of_what_it_packs(source):
+    """Left side by side by the blocks (`hidden`), or added up from several uses (`kv`)."""
+    model = tiny_lm()
+    ttt_cache.patch(model, **SMALL, source=source)
+    stir(model)
+    attention = attentions(model)[0]
+    assert isinstance(attention, PatchedAttention)
+    weight, x = attention.in_projs[0].weight, torch.randn(2, 40, attention.embed_dim)
+    target = torch.randn_like(x)
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad((attention(x, x, x) * target).sum(), weight)[0]
+
+    packed = gradient()
+
+    def split(x: torch.Tensor) -> list[torch.Tensor]:
+        width = attention.embed_dim // attention.num_heads
+        parts = attention.in_projs[0](x).chunk(3, dim=-1)
+        return [part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts]
+
+    attention._project = split
+    assert_near(packed, gradient())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .product import differentiated_only
 from .span import Block
 
 Cut = tuple[Block, tuple[slice | None, ...]]
@@ -26,7 +27,8 @@ def blockwise(attend: Callable[..., Tensor], cuts: list[Cut], *tensors: Tensor) 
         attend: `attend(block, *parts)` makes the output of a block, `[B, H, t, D]`. Gradients reach
             nothing but the parts.
         cuts: one for each block.
-        tensors: the first one is `[B, H, T, D]` and cut into the queries of the blocks.
+        tensors: the first three are queries `[B, H, T, D]`, keys and values `[B, Hkv, T, D]`, of
+            one dtype. Gradients by them lie side by side, `[B, T, H + 2 Hkv, D]`.
     """
     output = _Blockwise.apply(attend, cuts, *tensors)
     assert output is not None
@@ -50,13 +52,13 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        pairs = zip(tensors, wanted, strict=True)
-        sums = [torch.zeros_like(tensor) if want else None for tensor, want in pairs]
-        for block, parts in ctx.cuts:
-            leaves = [part.detach() for part in _take(tensors, parts)]
-            for leaf, want in zip(leaves, wanted, strict=True):
-                leaf.requires_grad_(want)
-            with torch.enable_grad(), ctx.autocast():
+        sums = _sums(tensors, wanted)
+
+        # A function, so that nothing of a block is left when the next one is made.
+        def add(block: Block, parts: tuple[slice | None, ...]) -> None:
+            pairs = zip(_take(tensors, parts), wanted, strict=True)
+            leaves = [part.detach().requires_grad_(want) for part, want in pairs]
+            with torch.enable_grad(), ctx.autocast(), differentiated_only():
                 output = ctx.attend(block, *leaves)
             inputs = [leaf for leaf in leaves if leaf.requires_grad]
             found = torch.autograd.grad(
@@ -66,7 +68,18 @@ class _Blockwise(torch.autograd.Function):
             for total, part in zip(sums, parts, strict=True):
                 if total is not None and (piece := next(pieces)) is not None:
                     (total if part is None else total[:, :, part]).add_(piece)
+
+        for block, parts in ctx.cuts:
+            add(block, parts)
         return None, None, *sums
+
+
+def _sums(tensors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """Zeros for every gradient."""
+    (rows, _, length, width), heads = tensors[0].shape, [z.shape[1] for z in tensors[:3]]
+    packed = tensors[0].new_zeros(rows, length, sum(heads), width).transpose(1, 2)
+    every = [*packed.split(heads, dim=1), *(torch.zeros_like(z) for z in tensors[3:])]
+    return [total if want else None for total, want in zip(every, wanted, strict=True)]
 
 
 def _take(tensors: Iterable[Tensor], parts: Iterable[slice | None]) -> list[Tensor]:

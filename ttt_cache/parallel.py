@@ -18,6 +18,7 @@ from . import reading, recent, scan
 from .attention import softmax
 from .blocks import blockwise
 from .memory import TTT, Frames, QueryReader, VirtualTokens
+from .product import last_product
 from .span import Block, Span
 from .state import CacheState
 
@@ -29,20 +30,22 @@ class Exact(NamedTuple):
     """What the queries of a call, or of a block, see exactly.
 
     Attributes:
-        q: before RoPE, `[B, H, T, D]`.
-        keys, values: of older and new tokens, `[B, Hkv, history + T, D]`, keys after RoPE.
+        q, k, v: of new tokens before RoPE, `[B, H, T, D]` and `[B, Hkv, T, D]`.
+        old_keys, old_values: of older tokens, `[B, Hkv, history, D]`, keys after RoPE.
         sink_keys, sink_values: `[B, Hkv, S, D]`.
     """
 
     q: Tensor
-    keys: Tensor
-    values: Tensor
+    k: Tensor
+    v: Tensor
+    old_keys: Tensor
+    old_values: Tensor
     sink_keys: Tensor
     sink_values: Tensor
 
     @staticmethod
     def cut(block: Block) -> tuple[slice | None, ...]:
-        return (block.queries, block.columns, block.columns, None, None)
+        return (block.queries, block.new, block.new, block.old, block.old, None, None)
 
 
 def extend(
@@ -94,22 +97,24 @@ def _look_back(
 ) -> Exact:
     """Lay out what may be seen exactly, and put it into `new` as it is after the call."""
     capacity = cache.window.capacity
-    # Queries are turned in their blocks; a rotation wants some beside the keys.
-    _, keys = cache.rotate(q[:, :1], k, old.count)
-    values = v
+    old_keys = old_values = k.new_empty(*k.shape[:2], 0, k.shape[3])
     if span.history:
-        keys = torch.cat([recent.in_order(old.keys, old.count), keys], dim=2)
-        values = torch.cat([recent.in_order(old.values, old.count), values], dim=2)
-    new.keys = recent.from_order(_newest(keys, capacity), new.count, capacity)
-    new.values = recent.from_order(_newest(values, capacity), new.count, capacity)
+        old_keys = recent.in_order(old.keys, old.count)
+        old_values = recent.in_order(old.values, old.count)
+    # The blocks turn their own keys. These are the ring's.
+    last = k[:, :, -capacity:]
+    _, turned = cache.rotate(last[:, :1], last, old.count + (span.length - last.shape[2]))
+    keys, values = _newest(old_keys, turned, capacity), _newest(old_values, v, capacity)
+    new.keys = recent.from_order(keys, new.count, capacity)
+    new.values = recent.from_order(values, new.count, capacity)
     new.sink_keys, new.sink_values = _sinks(cache, k, v, span, old)
-    return Exact(q, keys, values, new.sink_keys, new.sink_values)
+    return Exact(q, k, v, old_keys, old_values, new.sink_keys, new.sink_values)
 
 
-def _newest(columns: Tensor, capacity: int) -> Tensor:
+def _newest(old: Tensor, new: Tensor, capacity: int) -> Tensor:
     """The last columns, as many as a ring has slots; zeros stand for those that do not exist."""
-    missing = max(0, capacity - columns.shape[2])
-    return F.pad(columns[:, :, -capacity:], (0, 0, missing, 0))
+    columns = _joined(old, new[:, :, -capacity:])[:, :, -capacity:]
+    return F.pad(columns, (0, 0, capacity - columns.shape[2], 0))
 
 
 def _sinks(
@@ -147,9 +152,9 @@ def _attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor, span: Span
 
     def attend(block: Block, *parts: Tensor) -> Tensor:
         seen, readout, given = (
-            Exact(*parts[:5]),
-            parts[5],
-            dict(zip(weights, parts[6:], strict=True)),
+            Exact(*parts[:7]),
+            parts[7],
+            dict(zip(weights, parts[8:], strict=True)),
         )
         q, scores = cache.by_key_head(seen.q), _scores(cache, seen, span, block)
         shared = functional_call(module, given, (q, scores, readout, span, block))
@@ -163,10 +168,11 @@ def _attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor, span: Span
 
 def _scores(cache: HierarchicalCache, seen: Exact, span: Span, block: Block) -> Tensor:
     """Scores of a block over sinks, then window: `[B, Hkv, R, t, S + columns]`, -inf if hidden."""
-    offset = (span.start + block.queries.start).expand(seen.q.shape[0])
-    turned_q, _ = cache.rotate(seen.q, seen.q[:, :1], offset)
-    turned_q = cache.by_key_head(turned_q) * cache.scale
-    scores = turned_q @ seen.keys[:, :, None].transpose(-1, -2)
+    # A rotation wants keys beside queries, and queries beside keys.
+    turned_q, _ = cache.rotate(seen.q, seen.q[:, :1], _position(span, block.queries, seen.q))
+    _, keys = cache.rotate(seen.k[:, :1], seen.k, _position(span, block.new, seen.k))
+    keys = _joined(seen.old_keys, keys)
+    scores = cache.by_key_head(turned_q) * cache.scale @ keys[:, :, None].transpose(-1, -2)
     scores = scores.masked_fill(span.hidden(block)[:, None, None], float("-inf"))
     if not cache.window.sinks:
         return scores
@@ -178,8 +184,19 @@ def _scores(cache: HierarchicalCache, seen: Exact, span: Span, block: Block) -> 
 
 def _output(cache: HierarchicalCache, weights: Tensor, seen: Exact) -> Tensor:
     """Values of sinks and window weighted, `[B, Hkv, R, t, D]`."""
-    sinks = cache.window.sinks
-    if not sinks:
-        return weights @ seen.values[:, :, None]
-    on_sinks, on_window = weights.split([sinks, weights.shape[-1] - sinks], dim=-1)
-    return on_window @ seen.values[:, :, None] + on_sinks @ seen.sink_values[:, :, None]
+    values, rows, sinks = _joined(seen.old_values, seen.v), weights.shape[2:4], cache.window.sinks
+    on_sinks, on_window = weights.flatten(2, 3).split([sinks, values.shape[2]], dim=-1)
+    output = last_product(on_window, values)
+    if sinks:
+        output = output + last_product(on_sinks, seen.sink_values)
+    return output.unflatten(2, rows)
+
+
+def _position(span: Span, tokens: slice, like: Tensor) -> Tensor:
+    """Where the first of some new tokens stands, `[B]`."""
+    return (span.start + tokens.start).expand(like.shape[0])
+
+
+def _joined(old: Tensor, new: Tensor) -> Tensor:
+    """Columns of older tokens, if there are any, and of new ones."""
+    return torch.cat([old, new], dim=2) if old.shape[2] else new

@@ -8,7 +8,9 @@ paths, `_cached_children` and the state dict of everything else stay as they are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from moshi.modules.streaming import State
 from moshi.modules.transformer import StreamingMultiheadAttention
 from torch import Tensor
@@ -56,8 +58,41 @@ class PatchedAttention(StreamingMultiheadAttention):
         return self.out_projs[0](y.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kv_dim = self.embed_dim // self.kv_repeat
-        parts = self.in_projs[0](x).split([self.embed_dim, kv_dim, kv_dim], dim=-1)
         width = self.embed_dim // self.num_heads
-        q, k, v = (part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts)
+        heads = self.in_projs[0](x).unflatten(-1, (-1, width)).transpose(1, 2)
+        kv_heads = self.num_heads // self.kv_repeat
+        unpacked = _Unpacked.apply(heads, (self.num_heads, kv_heads, kv_heads))
+        assert unpacked is not None
+        return unpacked
+
+
+class _Unpacked(torch.autograd.Function):
+    """Queries, keys and values as views of all heads, `[B, H + 2 Hkv, T, D]`.
+
+    Gradients that lie side by side already, as `ttt_cache.blocks` leaves them, are not copied.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, heads: Tensor, sizes: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = heads.split(sizes, dim=1)
         return q, k, v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        whole = _whole(gradients)
+        return torch.cat(gradients, dim=1) if whole is None else whole, None
+
+
+def _whole(parts: tuple[Tensor, ...]) -> Tensor | None:
+    """What parts are all slices of, along the second axis and in order; `None` if of nothing."""
+    first, end = parts[0], parts[0].storage_offset()
+    storage = first.untyped_storage().data_ptr()
+    for part in parts:
+        place = part.untyped_storage().data_ptr(), part.storage_offset(), part.stride()
+        if place != (storage, end, first.stride()):
+            return None
+        end += part.shape[1] * part.stride(1)
+    heads = sum(part.shape[1] for part in parts)
+    return first.as_strided((first.shape[0], heads, *first.shape[2:]), first.stride())

@@ -26,7 +26,7 @@ from .state import CacheState
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
 
-PART = 32  # chunks that are made again together on the way back
+PART = 2**24  # bytes of memory versions that are made again together on the way back
 
 
 class Grid(NamedTuple):
@@ -79,7 +79,7 @@ def versions(
         return functional_call(memory, bound, (versions, shape))
 
     with full_precision(features):
-        for part in _parts(cache, grid, features, span):
+        for part in _parts(cache, grid, features, span, state):
             made, state = memory.scan(part.begin(state), part.tokens, part.valid, part.closes)
             # Made again on the way back. Weights are arguments: `functional_call` may have lent
             # them to the cache.
@@ -121,7 +121,7 @@ def answers(
     asked = asked.unflatten(2, (-1, window.chunk)).permute(2, 0, 1, 3, 4)  # [K, B, h, C, d]
     state, newest, found = _start(cache, memory, old), old.readout, []
     with full_precision(features):
-        for part in _parts(cache, grid, features, span):
+        for part in _parts(cache, grid, features, span, state):
             queries, start = asked[part.chunks], part.begin(state)
             closed, state = memory.scan(start, part.tokens, part.valid, part.closes)
             if window.arrived:
@@ -189,7 +189,9 @@ class Part(NamedTuple):
         return torch.where(per_row(closed > 0, read), read, readout)
 
 
-def _parts(cache: HierarchicalCache, grid: Grid, features: Tensor, span: Span) -> Iterator[Part]:
+def _parts(
+    cache: HierarchicalCache, grid: Grid, features: Tensor, span: Span, state: MemoryState
+) -> Iterator[Part]:
     """The grid, some chunks at a time: what a part needs going back does not pile up."""
     window, bptt = cache.window, cache.config.bptt
     batch, (_, chunks) = features.shape[0], grid.complete.shape
@@ -198,7 +200,8 @@ def _parts(cache: HierarchicalCache, grid: Grid, features: Tensor, span: Span) -
     valid = grid.valid.expand(batch, -1).unflatten(1, (-1, window.chunk))
     complete = grid.complete.expand(batch, -1)
     horizons = set(range(0, chunks, bptt)) if bptt else {0}
-    bounds = sorted(horizons | {*range(0, chunks, PART), chunks})
+    most = max(1, PART // max(1, sum(part.nbytes for part in state.values())))
+    bounds = sorted(horizons | {*range(0, chunks, most), chunks})
     sizes = [end - start for start, end in pairwise(bounds)]
     split = zip(*(z.split(sizes, dim=1) for z in (laid, valid, complete)), strict=True)
     for start, size, part in zip(bounds, sizes, split, strict=False):

@@ -20,11 +20,14 @@ class Block(NamedTuple):
     Attributes:
         queries: which of the new tokens.
         columns: of the older and the new tokens together, those that any of the queries may see.
+        old, new: the same, of each alone.
         groups: the queries in groups of a chunk, counted over the call; the last may be short.
     """
 
     queries: slice
     columns: slice
+    old: slice
+    new: slice
     groups: slice
 
 
@@ -71,7 +74,10 @@ class Span:
             # The first query's own column is the last of the `capacity` that it may see.
             oldest = max(0, self.history + start + 1 - capacity)
             columns = slice(oldest, self.history + stop)
-            yield Block(slice(start, stop), columns, slice(start // chunk, -(-stop // chunk)))
+            old = slice(min(oldest, self.history), self.history)
+            new = slice(max(oldest - self.history, 0), stop)
+            groups = slice(start // chunk, -(-stop // chunk))
+            yield Block(slice(start, stop), columns, old, new, groups)
 
     def hidden(self, block: Block) -> Tensor:
         """Columns that a query may not see, `[B|1, t, columns]`."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from ..product import last_product
 
 DECAY_START = math.log(math.expm1(0.1))  # softplus of it is 0.1 for each slot of age
 
@@ -95,7 +98,8 @@ class LatentTokens(VirtualTokens):
 
     def mix(self, weights: Tensor, readout: Tensor) -> Tensor:
         latents = readout.flatten(2, 3).to(weights.dtype)
-        return matmul_heads(matmul_groups(weights, latents), self.to_value.to(weights.dtype))
+        to_value = self.to_value.to(weights.dtype)
+        return matmul_heads(matmul_groups(weights, latents), to_value, last_product)
 
     def _bias(self) -> Tensor:
         """What a slot's place adds to its scores, `[H, M]`, the same at any time."""
@@ -136,21 +140,24 @@ class PlainTokens(VirtualTokens):
         return tokens.split([width, width, 1], dim=-1)
 
 
-def matmul_heads(x: Tensor, weight: Tensor) -> Tensor:
+def matmul_heads(
+    x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+) -> Tensor:
     """`[B, Hkv, *, D] @ [Hkv, D, E]` -> `[B, Hkv, *, E]`, one matrix per key head.
 
     Rows are folded into one product per head: broadcasting would copy the matrices for each row.
     """
     by_head = x.transpose(0, 1)
-    product = by_head.flatten(1, -2) @ weight
-    return product.unflatten(1, by_head.shape[1:-1]).transpose(0, 1)
+    made = product(by_head.flatten(1, -2), weight)
+    return made.unflatten(1, by_head.shape[1:-1]).transpose(0, 1)
 
 
 def matmul_groups(x: Tensor, matrices: Tensor) -> Tensor:
     """`[B, Hkv, R, G, L, I] @ [B, G, I, J]` -> `[B, Hkv, R, G, L, J]`, one matrix per group.
 
     Heads are folded into the rows of one product: broadcasting would copy the matrices for each.
+    They stand innermost, where a product by heads can take a row of each without a copy.
     """
-    by_group = x.permute(0, 3, 1, 2, 4, 5)  # [B, G, Hkv, R, L, I]
+    by_group = x.permute(0, 3, 4, 1, 2, 5)  # [B, G, L, Hkv, R, I]
     product = by_group.flatten(2, 4) @ matrices
-    return product.unflatten(2, by_group.shape[2:5]).permute(0, 2, 3, 1, 4, 5)
+    return product.unflatten(2, by_group.shape[2:5]).permute(0, 3, 4, 1, 2, 5)
