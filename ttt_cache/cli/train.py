@@ -40,8 +40,8 @@ def train(config: Config) -> None:
 
     In run_dir come: adapter/ (ttt_cache.load_adapter reads it), Moshi's weights
     or a LoRA if they were trained, metrics.jsonl, tensorboard/, training.png,
-    checkpoints/ and, with eval_data, summary.md: the result beside its controls
-    and whether the memory is used.
+    checkpoints/ and summary.md: whether the memory is used, in words, and with
+    eval_data the result beside its controls.
 
     Resume: give the same command again. It goes on from the last checkpoint.
 
