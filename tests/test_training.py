@@ -13,9 +13,12 @@ from moshi.models.loaders import CheckpointInfo
 from training_support import FILES, settings_of, use_tiny_mimi, write_run
 
 import ttt_cache
+from ttt_cache.training.carry import Carry
 from ttt_cache.training.engine import Run
 from ttt_cache.training.evaluate import evaluate
+from ttt_cache.training.loss import predict
 from ttt_cache.training.metrics import read_metrics
+from ttt_cache.training.model import choose_trained
 
 LORA = {"lora": {"enable": True, "rank": 2}}
 FULL = {"full_finetuning": True}
@@ -143,6 +146,35 @@ def test_whole_weights_load_where_moshi_does(folder, changes):
     assert_near(temporal(lm, codes), seen["trained"])
 
 
+@pytest.mark.parametrize("changes", [FULL, LORA | {"save_adapters": False}], ids=["full", "fused"])
+def test_a_run_goes_on_from_the_lora_of_another(folder, tuned, changes):
+    """Whole weights have that LoRA in them, and their config says nothing of it."""
+    before, name = folder / "tuned", "from lora " + next(iter(changes))
+    files = {n: str(folder / "model" / file) for n, file in FILES.items()}
+    files |= {"config_path": str(before / "config.json")}
+    lora = {"lora_path": str(before / "lora.safetensors")}
+    cache = {"adapter": str(before / "adapter"), "patch": {}}
+
+    def run(paths: dict[str, str], **changes) -> Run:
+        return make(folder, name, {"train": "layers"}, cache=cache, moshi_paths=paths, **changes)
+
+    with pytest.raises(ValueError, match="lora_path must be given"):
+        run(files, **changes)
+    with pytest.raises(ValueError, match="save_adapters must be false"):
+        run(files | lora, **LORA)
+    second = run(files | lora, **changes)
+    codes = random_codes(second.lm, 40)
+    if changes == FULL:
+        assert_near(temporal(second.lm, codes), temporal(tuned.lm, codes))
+    second.train()
+    out = folder / name
+    assert "lora" not in (out / "config.json").read_text()
+    paths = {"moshi_path": out / "model.safetensors", "config_path": out / "config.json"}
+    lm = base(folder, **paths).get_moshi(dtype=torch.float32)
+    ttt_cache.load_adapter(lm, out / "adapter")
+    assert_near(temporal(lm, codes), temporal(second.lm, codes))
+
+
 def test_an_adapter_has_the_loss_of_its_run(folder):
     data = {n: str(folder / d / "data.jsonl") for n, d in HELD_OUT.items()}
     run = make(folder, "evaluated", data=data, do_eval=True, eval_freq=2)
@@ -231,3 +263,47 @@ def test_stages_leave_no_optimizer_behind(folder, tuned):
 
 def test_facts_of_the_model_are_those_of_its_data(tuned):
     assert tuned.facts == FACTS
+
+
+@pytest.mark.parametrize("stage", ["distill", "compressor", "layers", "everything"])
+def test_segments_in_which_nothing_leaves_the_window_are_refused(folder, stage):
+    with pytest.raises(ValueError, match=r"stages\.0\.frames: .* within 9 frames"):
+        make(folder, f"short {stage}", {"train": stage, "frames": [4, 9]}, **FULL)
+    make(folder, f"enough {stage}", {"train": stage, "frames": [4, 10]}, **FULL)
+
+
+def test_only_what_leaves_the_window_within_a_segment_trains_the_write(folder):
+    """Whichever phase of a chunk a segment begins in."""
+    run = make(folder, "phases")
+    facts, codes = run.facts, random_codes(run.lm, 60)
+    for length, learns in ((6, False), (10, True)):
+        for phase in range(4):
+            carry, begin = Carry(run.handle), 0
+            for segment in (6 + phase, length):
+                run.lm.zero_grad()
+                choose_trained(run.lm, run.handle, run.settings, "compressor")
+                part = facts.delayed(codes[0])[None, :, begin : begin + segment + 1]
+                with carry.segment(torch.tensor([begin == 0])):
+                    predict(run.lm, part).text.float().logsumexp(-1).sum().backward()
+                begin += segment
+            write = run.handle.caches[0].memory.project.grad
+            assert (write is not None and bool(write.any())) == learns, (length, phase)
+
+
+def test_segments_longer_than_every_session_are_refused(folder):
+    stage = {"train": "compressor", "frames": [16, 10**13]}
+    with pytest.raises(ValueError, match=r"stages\.0\.frames: .* beyond 68, the longest session"):
+        make(folder, "padding", stage)
+    with pytest.raises(ValueError, match=r"duration_sec: .* beyond 68"):
+        make(folder, "padding too", duration_sec=10)
+
+
+def test_an_adapter_that_is_not_there_is_named_before_the_model_loads(folder, monkeypatch):
+    monkeypatch.setattr("ttt_cache.training.model.language_model", None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", _offline)
+    with pytest.raises(ValueError, match=r"ttt_cache\.adapter: folder no/where is neither"):
+        make(folder, "no adapter", cache={"adapter": "no/where", "patch": {}})
+
+
+def _offline(*_):
+    raise OSError("offline")

@@ -88,7 +88,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Patch:
             the file or the field. The model is unchanged.
         RuntimeError: the model is patched already, streaming, or on the `meta` device.
     """
-    config_path, weights_path = _locate(folder)
+    config_path, weights_path = locate(folder)
     described = _read_config(config_path)
     tensors = _read_weights(weights_path, described)
     transformer = find_transformer(model)
@@ -185,7 +185,8 @@ def _substance(text: str) -> Any:
     return {k: v for k, v in described.items() if k != "base_model_name_or_path"}
 
 
-def _locate(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+def locate(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Config and weights of an adapter, downloaded if need be; `FileNotFoundError` without them."""
     if Path(folder).exists():
         paths = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
         for path in paths:

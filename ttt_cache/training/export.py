@@ -18,10 +18,14 @@ from ttt_cache.patched import SLOT
 from .model import is_embedding
 from .settings import Settings
 
+OF_LORA = ("lora", "lora_rank", "lora_scaling", "lora_name")  # keys of Moshi's config
+
 
 def export(lm: LMModel, settings: Settings, lm_config: dict[str, Any], run_dir: Path) -> None:
     """Write the adapter, and Moshi's weights if they were trained. The end of `lm` as it was: LoRA
     may be fused.
+
+    The config says nothing of a LoRA that `lm` was loaded with: it is fused in `lm`.
 
     `adapter/` is read by `ttt_cache.load_adapter`. Beside it stand, if Moshi was trained, a
     `config.json` and `lora.safetensors`, or with `save_adapters: false` or without LoRA the whole
@@ -29,10 +33,10 @@ def export(lm: LMModel, settings: Settings, lm_config: dict[str, Any], run_dir: 
     """
     paths = settings.moshi_paths
     save_adapter(lm, run_dir / "adapter", paths.moshi_path or paths.hf_repo_id)
-    if settings.ttt_cache.stages[-1].train not in ("layers", "everything"):
+    if not settings.tunes_moshi:
         return
     lora, dtype = settings.lora, getattr(torch, settings.param_dtype)
-    apart = lora.enable and settings.save_adapters
+    apart = settings.keeps_lora
     if not apart:
         replace_lora_with_linear(lm)
     tensors = {
@@ -40,7 +44,8 @@ def export(lm: LMModel, settings: Settings, lm_config: dict[str, Any], run_dir: 
         for name, tensor in lm.state_dict().items()
         if (_of_lora(name, lora.ft_embed) if apart else f".{SLOT}." not in name)
     }
-    weights, config = "model.safetensors", dict(lm_config)
+    config = {key: value for key, value in lm_config.items() if key not in OF_LORA}
+    weights = "model.safetensors"
     if apart:
         weights = "lora.safetensors"
         config |= {"lora": True, "lora_rank": lora.rank, "lora_scaling": lora.scaling}

@@ -9,21 +9,22 @@ from ttt_cache.patch import Patch
 from ttt_cache.targets import attention_of, projection_format
 
 
+def widen(handle: Patch) -> None:
+    """Make the caches' weights float32: bfloat16 would round the updates away.
+
+    Parameters keep their identity. Those of float64 stay as they are.
+    """
+    for cache in handle.caches.values():
+        if cache.anchor.dtype.itemsize < 4:
+            cache.float()
+
+
 @contextmanager
 def float32_adapter(handle: Patch) -> Iterator[None]:
-    """Hold the caches' weights in float32 meanwhile: bfloat16 would round the updates away.
-
-    Parameters keep their identity. Models of float64 stay as they are.
-    """
-    narrow = {
-        layer: dtype
-        for layer in handle.layers
-        if (dtype := projection_format(attention_of(handle.transformer, layer))[1]).itemsize < 4
-    }
-    for layer in narrow:
-        handle.caches[layer].float()
+    """Within it the caches' weights are float32; then they have the model's dtype."""
+    widen(handle)
     try:
         yield
     finally:
-        for layer, dtype in narrow.items():
-            handle.caches[layer].to(dtype)
+        for layer, cache in handle.caches.items():
+            cache.to(projection_format(attention_of(handle.transformer, layer))[1])

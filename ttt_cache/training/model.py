@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
-from safetensors import SafetensorError
 from torch import nn
 
-from ttt_cache.adapter import load_adapter
+from ttt_cache.adapter import load_adapter, locate
 from ttt_cache.config import CacheConfig
 from ttt_cache.patch import Patch, patch
 from ttt_cache.targets import find_transformer
 
-from .settings import Lora, Paths, Settings
-
-
-def checkpoint_info(paths: Paths) -> CheckpointInfo:
-    """Moshi's own description of a checkpoint, local files or the hub's."""
-    return CheckpointInfo.from_hf_repo(
-        paths.hf_repo_id,
-        moshi_weights=paths.moshi_path,
-        mimi_weights=paths.mimi_path,
-        tokenizer=paths.tokenizer_path,
-        config_path=paths.config_path,
-    )
+from .masters import widen
+from .pretrained import checkpoint_info as checkpoint_info
+from .pretrained import language_model
+from .settings import Lora, Settings
 
 
 def load(settings: Settings, info: CheckpointInfo, device: torch.device) -> tuple[LMModel, Patch]:
     """The language model with everything frozen, LoRA if asked for, and the patch.
 
     Raises:
-        ValueError: the checkpoint is damaged or not what its config says; `ttt_cache.patch` does
-            not fit the model, or contradicts `ttt_cache.adapter`.
+        ValueError: the checkpoint is damaged or not what its config says; `ttt_cache.patch` or
+            `ttt_cache.adapter` does not fit the model; a LoRA would be kept apart from that of the
+            checkpoint.
     """
-    dtype = getattr(torch, settings.param_dtype)
-    try:
-        lm = info.get_moshi(device, dtype=dtype, fuse_lora=True)
-    except torch.OutOfMemoryError:
-        raise
-    except (SafetensorError, RuntimeError, TypeError, KeyError, AssertionError) as error:
+    cache = settings.ttt_cache
+    if info.lora_weights is not None and settings.keeps_lora:
         raise ValueError(
-            f"moshi_paths: {info.moshi_weights} is damaged, or no Moshi of that config: {error}"
-        ) from error
-    if lm.condition_provider is not None:
-        raise ValueError("moshi_paths: a model with conditioners cannot be trained here yet")
+            f"save_adapters must be false: {info.lora_weights} is fused into the model, and a new "
+            "LoRA apart from it would be of a model that is nowhere written"
+        )
+    if cache.adapter is not None:
+        with _named_adapter():
+            locate(cache.adapter)  # before the hours that a model may take to load
+    lm = language_model(info, device, getattr(torch, settings.param_dtype))
     lm.requires_grad_(False)
     if settings.lora.enable:
         add_lora(lm, settings.lora, settings.seed)
@@ -56,42 +48,57 @@ def load(settings: Settings, info: CheckpointInfo, device: torch.device) -> tupl
         if transformer is not None:
             transformer.checkpointing = settings.gradient_checkpointing
     torch.manual_seed(settings.seed)
-    cache = settings.ttt_cache
     if cache.adapter is None:
         return lm, patch(lm, config=CacheConfig.from_fields(cache.patch))
-    if cache.patch:
-        raise ValueError("ttt_cache.adapter brings its own settings; leave out ttt_cache.patch")
-    return lm, load_adapter(lm, os.fspath(cache.adapter))
+    with _named_adapter():
+        return lm, load_adapter(lm, cache.adapter)
+
+
+@contextmanager
+def _named_adapter() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"ttt_cache.adapter: {error}") from error
 
 
 def check_learns(settings: Settings, handle: Patch, longest: int) -> None:
-    """Refuse stages in which a memory could not learn anything.
+    """Refuse stages in which a memory could not learn anything, or that are mostly padding.
+
+    What a frame leaves in the memory gets a gradient only if the frame arrives, leaves the window
+    and is read within one segment: gradients stop between segments.
 
     Args:
         longest: frames of the longest session.
 
     Raises:
-        ValueError: the memory has no weights, or nothing ever leaves the window.
+        ValueError: the memory has no weights; nothing ever leaves the window, or not within the
+            longest segment of a stage; a segment is longer than every session.
     """
-    caches = handle.caches.values()
     for number, stage in enumerate(settings.ttt_cache.stages):
-        if stage.train not in ("distill", "compressor"):
-            continue
-        if not any(True for cache in caches for _ in cache.parameters()):
+        segment = max(settings.lengths_of(stage))
+        key = f"ttt_cache.stages.{number}.frames" if stage.frames else "duration_sec"
+        if any(True for cache in handle.caches.values() for _ in cache.parameters()):
+            _check_reads(handle, "ttt_cache.session_sec", longest)
+            _check_reads(handle, key, min(segment, longest))
+        elif stage.train in ("distill", "compressor"):
             raise ValueError(
                 f"ttt_cache.stages.{number}: {stage.train} trains the memory, but "
                 f"memory={handle.config.memory!r} has nothing to train"
             )
-        # Distillation takes every segment by itself, the other stages go through whole sessions.
-        segment = settings.frames_of(stage, settings.steps_of(stage) - 1)
-        key, frames = f"ttt_cache.stages.{number}.frames", min(segment, longest)
-        if stage.train != "distill" or longest < segment:
-            key, frames = "ttt_cache.session_sec", longest
-        if not any(cache.written(torch.tensor([frames])).any() for cache in caches):
+        if segment > longest:
             raise ValueError(
-                f"{key}: must be longer: within {frames} frames nothing leaves the window, so the "
-                "memory would never be read"
+                f"{key}: a segment of {segment} frames would be padding beyond {longest}, the "
+                "longest session: shorten it, or raise ttt_cache.session_sec"
             )
+
+
+def _check_reads(handle: Patch, key: str, frames: int) -> None:
+    if not any(cache.written(torch.tensor([frames])).any() for cache in handle.caches.values()):
+        raise ValueError(
+            f"{key}: must be longer: within {frames} frames nothing leaves the window and is read, "
+            "so the memory would not learn what to keep"
+        )
 
 
 def add_lora(lm: LMModel, lora: Lora, seed: int) -> None:
@@ -133,10 +140,8 @@ def choose_trained(lm: LMModel, handle: Patch, settings: Settings, stage: str) -
     for parameter in trained:
         parameter.requires_grad_(True)
         if parameter.dtype.itemsize < 4:
-            parameter.data = parameter.data.float()  # bfloat16 would round the updates away
-    for cache in handle.caches.values():
-        if cache.anchor.dtype.itemsize < 4:
-            cache.float()
+            parameter.data = parameter.data.float()
+    widen(handle)
 
 
 def is_embedding(name: str) -> bool:

@@ -164,6 +164,16 @@ class Settings(_Block):
     overwrite_run_dir: bool = False
     ttt_cache: Cache = Cache()
 
+    @property
+    def tunes_moshi(self) -> bool:
+        """Whether weights of Moshi itself are trained, by LoRA or in full."""
+        return self.ttt_cache.stages[-1].train in ("layers", "everything")
+
+    @property
+    def keeps_lora(self) -> bool:
+        """Whether a LoRA is trained that will be kept apart from the weights it belongs to."""
+        return self.tunes_moshi and self.lora.enable and self.save_adapters
+
     def steps_of(self, stage: Stage) -> int:
         return stage.steps or self.max_steps
 
