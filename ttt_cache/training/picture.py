@@ -117,7 +117,7 @@ def _draw_layers(axes: Axes, run: Run, name: str, norm: Normalize) -> None:
     if name == "mass":
         axes.axhline(LEAST_MASS, color="0.35", lw=1, ls=":")
         axes.annotate(
-            f"{LEAST_MASS:.0%}: less in all layers is a memory that is not used",
+            f"{LEAST_MASS:.0%}: with less in all layers the memory is shut out",
             (0, LEAST_MASS),
             xytext=(4, 2),
             textcoords="offset points",
