@@ -65,7 +65,7 @@ def test_a_whole_run(tmp_path, figures):
         marks = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"]
         assert marks == [0, 4, 8]
         assert axes.get_ylim() == (0, pytest.approx(0.11))
-    assert any("not used" in text for text in texts(mass))
+    assert any("shut out" in text for text in texts(mass))
 
 
 def test_one_layer_needs_no_colour_bar(tmp_path, figures):
