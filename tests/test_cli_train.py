@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,8 +129,9 @@ def test_the_library_does_not_need_the_extra() -> None:
     subprocess.run([sys.executable, "-c", BLOCKED], check=True, timeout=120)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_what_is_kept_and_goes_on(
-    config: Path, tmp_path: Path, monkeypatch
+    config: Path, tmp_path: Path, monkeypatch, number: int
 ) -> None:
     from ttt_cache.training.recorder import Recorder
 
@@ -136,7 +140,8 @@ def test_an_interrupted_run_says_what_is_kept_and_goes_on(
     def interrupt(self, step: int, figures, stage: str) -> None:
         log(self, step, figures, stage)
         if step == 4:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
+            time.sleep(10)  # not reached
 
     with monkeypatch.context() as patched:
         patched.setattr(Recorder, "log", interrupt)
@@ -144,6 +149,7 @@ def test_an_interrupted_run_says_what_is_kept_and_goes_on(
     assert result.exit_code == 130
     assert "the first 4 steps are saved" in result.stderr
     assert [p.name for p in checkpoints(tmp_path / "run")][-1] == "step_000004"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert call("train", config).exit_code == 0
     assert stages_of(tmp_path / "run") == ["distill"] * 2 + ["compressor"] * 3
 

@@ -146,6 +146,20 @@ def test_a_full_disk_is_named(tmp_path):
             recorder.log(1, {"loss": 1.0}, "memory")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_disk_that_tensorboard_finds_full_is_named_once(tmp_path, capfd):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*tensorboard"),
+        Recorder(tmp_path, 10) as recorder,
+    ):
+        events = recorder._writer.file_writer.event_writer
+        events._general_file_writer.filename = b"/dev/full"
+        for step in range(1, 100):
+            recorder.log(step, {"loss": 1.0}, "memory")
+            recorder._writer.flush()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -64,30 +64,43 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
     Raises:
         ValueError: a file is damaged or of another model; the message names it.
     """
-    weights: dict[str, Any] = dict(read_tensors(folder / WEIGHTS))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {
+        name.removeprefix("module."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    weights = _weights(folder / WEIGHTS, trained)
+    moments = _moments(folder / OPTIMIZER, trained)
+    broadcast = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, weights, options=broadcast)
+    set_optimizer_state_dict(model, optimizer, moments, options=broadcast)
+
+
+def _weights(path: Path, trained: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    weights: dict[str, Any] = dict(read_tensors(path))
     for name, parameter in trained.items():
-        name = name.removeprefix("module.")
         if name not in weights or weights[name].shape != parameter.shape:
             got = list(weights[name].shape) if name in weights else "nothing"
             raise ValueError(
-                f"{folder / WEIGHTS}: {name} must be of shape {list(parameter.shape)}, got {got}: "
+                f"{path}: {name} must be of shape {list(parameter.shape)}, got {got}: "
                 "it is a checkpoint of another model or another patch"
             )
-    broadcast = StateDictOptions(full_state_dict=True, strict=False)
-    set_model_state_dict(model, weights, options=broadcast)
+    return weights
+
+
+def _moments(path: Path, trained: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    """The optimizer's state; torch itself passes over what is missing in it."""
     try:
-        moments = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        moments = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common type for damaged files
-        raise ValueError(
-            f"{folder / OPTIMIZER} is missing or damaged: {error}; {_REMEDY}"
-        ) from error
+        raise ValueError(f"{path} is missing or damaged: {error}; {_REMEDY}") from error
     try:
-        set_optimizer_state_dict(model, optimizer, moments, options=broadcast)
-    except Exception as error:  # nor torch.distributed for what is not in them
-        raise ValueError(
-            f"{folder / OPTIMIZER} is not of this model's optimizer: {error!r}; {_REMEDY}"
-        ) from error
+        found = {name: of["exp_avg"].shape for name, of in moments["state"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of AdamW: {error!r}; {_REMEDY}") from error
+    if found != {name: parameter.shape for name, parameter in trained.items()}:
+        raise ValueError(f"{path} is not of what this stage trains; {_REMEDY}")
+    return moments
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

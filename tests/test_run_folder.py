@@ -1,0 +1,188 @@
+"""Whose a run's folder is, what may go on in it, and what overwriting removes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_lm
+from run_support import contents, given, half_of, losses, refused, trained
+from safetensors.torch import load_file, save_file
+from training_support import settings_of, use_tiny_mimi, write_checkpoint, write_run
+
+from ttt_cache.training import engine
+from ttt_cache.training.engine import train
+
+
+@pytest.fixture(autouse=True)
+def tiny_mimi(monkeypatch):
+    use_tiny_mimi(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("folders")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder) -> Path:
+    """A run of three steps, with a checkpoint of each."""
+    return trained(folder, "done")
+
+
+@pytest.fixture
+def half(done, request) -> Path:
+    """A copy of it that was killed after its second checkpoint."""
+    return half_of(done, f"half {request.node.name}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"optim": {"lr": 0.02}}, "optim.lr is 0.02"),
+        ({"seed": 1}, "seed is 1"),
+        ({"batch_size": 3}, "rows is 3"),
+        ({"max_steps": 9}, "max_steps is 9"),
+    ],
+)
+def test_another_runs_folder_is_left_alone(folder, done, changes, key):
+    before = contents(done)
+    refused(folder, "done", key, str(done), "overwrite_run_dir", **changes)
+    assert contents(done) == before
+
+
+@pytest.mark.parametrize("settings", [None, '{"editor.tabSize": 4}', "[]", '{"rows": 1, '])
+def test_a_folder_of_something_else_is_left_alone(folder, request, settings):
+    other = folder / request.node.name
+    (other / "sub").mkdir(parents=True)
+    (other / "sub" / "thesis.txt").write_text("years of work")
+    if settings is not None:
+        (other / "settings.json").write_text(settings)
+    before = contents(other)
+    for overwrite in (False, True):
+        words = [str(other), "must be empty or hold a run", "settings.json"]
+        refused(folder, other.name, *words, overwrite_run_dir=overwrite)
+    assert contents(other) == before
+
+
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(folder, done, half):
+    (half / "notes.txt").write_text("mine")
+    codes = shutil.copytree(folder / "codes", half / "codes")
+    before = contents(codes)
+    changes = {"max_steps": 1, "overwrite_run_dir": True, "ckpt_freq": 0}
+    train(settings_of(folder, half.name, **(given(folder, codes_dir=str(codes)) | changes)))
+    assert [record["step"] for record in losses(half)] == [1]
+    assert [path.name for path in (half / "checkpoints").iterdir()] == ["step_000001"]
+    assert len(list((half / "tensorboard").iterdir())) == 1
+    assert contents(codes) == before and (half / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_is_refused_overwrites_nothing(folder, half):
+    damaged = folder / "damaged.safetensors"
+    damaged.write_bytes((folder / "model" / "model.safetensors").read_bytes()[:-8])
+    before = contents(half)
+    paths = write_checkpoint(folder / "model") | {"moshi_path": str(damaged)}
+    refused(folder, half.name, str(damaged), moshi_paths=paths, overwrite_run_dir=True)
+    adapter = given(folder, adapter=str(half / "adapter"), patch={})
+    refused(folder, half.name, "overwrite_run_dir", "adapter", **adapter, overwrite_run_dir=True)
+    assert contents(half) == before
+
+
+def test_two_runs_in_one_folder(folder, half):
+    with (half / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for overwrite in (False, True):
+            before = contents(half)
+            words = [str(half), "another process is writing this run"]
+            refused(folder, half.name, *words, overwrite_run_dir=overwrite)
+            assert contents(half) == before
+    train(settings_of(folder, half.name, **given(folder)))
+
+
+def test_what_changes_no_step_may_change(folder, done, half):
+    """The folder moved, the codes elsewhere, other figures shown and kept."""
+    codes = folder / "other codes"
+    changes = {"ckpt_freq": 0, "log_freq": 2, "save_adapters": False, "num_ckpt_keep": 1}
+    changes |= {"wandb": {"offline": True}}
+    train(settings_of(folder, half.name, **(given(folder, codes_dir=str(codes)) | changes)))
+    assert losses(half) == losses(done)
+    name = "adapter/adapter_model.safetensors"
+    assert (half / name).read_bytes() == (done / name).read_bytes()
+    assert codes.exists()
+
+
+def test_a_run_goes_on_with_the_model_that_it_began_with(folder, done):
+    paths = write_checkpoint(folder / "replaced")
+    weights = Path(paths["moshi_path"])
+    trained(folder, "replaced run", moshi_paths=paths)
+    shutil.rmtree(folder / "replaced run" / "checkpoints" / "step_000003")
+    before = contents(folder / "replaced run")
+    kept = weights.read_bytes()
+    torch.manual_seed(1)
+    other = {k: torch.randn_like(v) for k, v in tiny_lm().state_dict().items()}
+    save_file(other, weights)
+    assert weights.stat().st_size == len(kept)
+    refused(folder, "replaced run", "moshi_paths", str(weights), "began with", moshi_paths=paths)
+    assert contents(folder / "replaced run") == before
+    weights.write_bytes(kept)
+    trained(folder, "replaced run", moshi_paths=paths)
+    assert losses(folder / "replaced run") == losses(done)
+
+
+def test_a_run_goes_on_with_the_recordings_that_it_began_with(folder, half):
+    data = shutil.copytree(folder / "data", folder / "fewer")
+    manifest = folder / "data" / "data.jsonl"
+    kept = manifest.read_text()
+    try:
+        manifest.write_text("".join(kept.splitlines(keepends=True)[:-1]))
+        changes = given(folder, codes_dir=str(folder / "fewer codes"))
+        refused(folder, half.name, "data.train_data", str(manifest), "began with", **changes)
+    finally:
+        manifest.write_text(kept)
+        shutil.rmtree(data)
+
+
+def test_without_checkpoints_a_run_is_not_begun_again_unasked(folder):
+    changes = given(folder) | {"do_ckpt": False, "max_steps": 1}
+    run_dir = train(settings_of(folder, "unkept", **changes))
+    before = contents(run_dir)
+    refused(folder, "unkept", str(run_dir), "no checkpoint", "overwrite_run_dir", **changes)
+    assert contents(run_dir) == before
+    train(settings_of(folder, "unkept", **changes, overwrite_run_dir=True))
+    assert len(losses(run_dir)) == 1
+
+
+def test_a_missing_package_is_told_before_anything_long(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(engine, "load", lambda *_: pytest.fail("the model was loaded"))
+    refused(folder, "untold", "pip install wandb", wandb={"project": "p"})
+    assert not (folder / "untold").exists()
+
+
+@pytest.mark.parametrize(
+    "place", [{"stage": 7}, {"stage_step": 9}, {"step": 3}, {"stage": "0"}, {"stage_step": -1}]
+)
+def test_a_place_that_the_run_does_not_have(folder, half, place):
+    path = half / "checkpoints" / "step_000002" / "position.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | place))
+    refused(folder, half.name, str(path), "is no place in this run")
+
+
+@pytest.mark.parametrize("held", [{}, {"state": {}, "param_groups": []}, {"state": {"a": {}}}])
+def test_another_optimizers_state_is_named(folder, half, held):
+    path = half / "checkpoints" / "step_000002" / "optimizer.pt"
+    torch.save(held, path)
+    refused(folder, half.name, str(path), "remove this checkpoint")
+
+
+def test_other_states_are_named(folder, half):
+    path = half / "checkpoints" / "step_000002" / "carry-0.safetensors"
+    save_file({f"other.{name}": state for name, state in load_file(path).items()}, path)
+    refused(folder, half.name, str(path), "remove this checkpoint")
