@@ -122,6 +122,15 @@ def test_the_numbers_behind_it():
 def test_a_task_that_needs_no_memory():
     said = verdict(result(arms(2.0, 2.0, 2.0, **{FULL: 1.995})))
     assert "there is next to nothing for a memory to gain" in said
+    said = verdict(result(arms(2.0, 2.5, 2.5, **{FULL: 2.6})))
+    assert "nothing for a memory to gain" not in said
+    assert "Full context (2.6) gains less than 0.5% over the window here, unlike this run." in said
+
+
+def test_a_moshi_that_was_trained_along_is_no_fair_window():
+    for stages, along in ((("distill", "compressor"), False), (("compressor", "layers"), True)):
+        said = verdict(result(arms(2.0, 2.5, 2.5), stages=stages))
+        assert ("Moshi was trained along" in said) == along
 
 
 def test_one_open_layer_is_enough():

@@ -46,6 +46,11 @@ class Result:
             raise ValueError(f"arms must have {THIS_RUN!r}, got {sorted(self.arms)}")
 
     @property
+    def tuned(self) -> bool:
+        """Whether Moshi was trained along with its memory."""
+        return not {"layers", "everything"}.isdisjoint(self.stages)
+
+    @property
     def closed(self) -> bool:
         """Whether next to no attention goes to the memory, in any layer."""
         seen = self.observed.values()
@@ -117,9 +122,10 @@ def context(arms: Arms) -> list[str]:
     if window is None or full is None or loss is None:
         return []
     if window - full <= MARGIN * abs(window):
-        return [
-            f"Full context ({full:.4g}) gains less than {MARGIN:.1%} over the window here, so "
-            "there is next to nothing for a memory to gain: judge it on longer recordings."
-        ]
+        said = f"Full context ({full:.4g}) gains less than {MARGIN:.1%} over the window here"
+        if window - loss > MARGIN * abs(window):
+            return [f"{said}, unlike this run."]
+        nothing = "so there is next to nothing for a memory to gain: judge it on longer recordings."
+        return [f"{said}, {nothing}"]
     share = (window - loss) / (window - full)
     return [f"Of what full context ({full:.4g}) gains over the window, it has {share:.0%}."]

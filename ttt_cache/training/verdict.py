@@ -49,6 +49,10 @@ NO_DATA = (
     "It cannot be told whether the memory helps: there is no eval_data. Give data.eval_data to see "
     "the run beside its controls."
 )
+TUNED = (
+    "Moshi was trained along and has grown used to its memory: arms without one look worse than "
+    "stock Moshi would."
+)
 SHUT = "The memory is not used: hardly any attention goes to it."
 SAME = "The memory is not used: the loss is the same without it."
 HARMFUL = "The memory is harmful: without it the loss is lower."
@@ -77,7 +81,8 @@ def verdict(result: Result) -> str:
     elif arms:
         first, then = _judged(result)
         numbers = [compared(arms, WINDOW), compared(arms, RESET), *parts(arms)]
-        said = [first, *numbers, masses(result), *context(arms), *then]
+        along = [TUNED] if result.tuned else []
+        said = [first, *numbers, masses(result), *context(arms), *along, *then]
     elif result.closed:
         said = [SHUT, masses(result), NO_DATA, _unused_next(result)]
     else:
