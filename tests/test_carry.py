@@ -186,7 +186,7 @@ def test_controls():
     ],
 )
 def test_window_only_sees_as_many_frames_as_the_patch_at_most(settings, most):
-    """So it is never the weaker of two windows: what beats it is the memory."""
+    """So it is not beaten for want of frames."""
     handle = require_patch(model_of((0, 1), **settings))
     caches = window_only(handle)
     assert {layer: cache.window.capacity for layer, cache in caches.items()} == most

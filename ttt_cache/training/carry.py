@@ -153,7 +153,7 @@ def window_only(handle: Patch) -> Caches | None:
     """A control: windows without a memory; `None` where a layer has no window or no memory.
 
     Each has as many frames as its layer ever sees exactly: `recent`, and the `chunk - 1` that may
-    wait to be evicted. So it is never the weaker window of the two.
+    wait to be evicted. So it is not beaten for want of frames.
     """
     if not _has_both(handle):
         return None
