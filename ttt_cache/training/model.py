@@ -18,7 +18,6 @@ from ttt_cache.patch import Patch, patch
 from ttt_cache.targets import find_transformer
 
 from .masters import widen
-from .pretrained import checkpoint_info as checkpoint_info
 from .pretrained import language_model
 from .settings import Lora, Settings
 

@@ -1,4 +1,8 @@
-"""Optimizer and learning rate: AdamW over one cycle, as moshi-finetune has them."""
+"""Optimizer and learning rate: moshi-finetune's AdamW, over one cycle.
+
+AdamW is as in moshi-finetune. The cycle is simpler than torch's OneCycleLR, which moshi-finetune
+takes: that rises along a cosine from a 25th of the rate, and moves AdamW's first beta along.
+"""
 
 from __future__ import annotations
 

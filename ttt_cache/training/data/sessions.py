@@ -48,10 +48,6 @@ class Sessions:
         group = self.recordings[session]
         return torch.cat(list(self.cache.codes(group)), dim=1)
 
-    def names(self, session: int) -> list[str]:
-        """The recordings of a session, as the manifest calls them."""
-        return [self.cache.names[i] for i in self.recordings[session]]
-
 
 def join(frames: Sequence[int], least: int) -> list[range]:
     """Consecutive recordings, grouped so that every group has `least` frames if that can be."""

@@ -89,18 +89,14 @@ class TokenCache:
 
     Attributes:
         frames: the length of each recording, in the manifest's order.
-        names: the recordings, as the manifest calls them.
         fingerprint: what the cache was made from.
-        codebooks: K.
     """
 
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder = folder
         self.fingerprint = index.fingerprint
-        self.codebooks = index.codebooks
         shards = [index.shards[number] for number in sorted(index.shards)]
         self.frames = [frames for shard in shards for frames in shard.frames]
-        self.names = [name for shard in shards for name in shard.names]
         self._files = [folder / shard.file for shard in shards for _ in shard.frames]
 
     @classmethod
