@@ -1,6 +1,6 @@
-"""The property tests find planted faults.
+"""The property tests find planted faults, and the tests of derivatives those on the way back.
 
-Each mutant is one edit in a copy of the package; the property tests, run on that copy, must fail.
+Each mutant is one edit in a copy of the package; the tests, run on that copy, must fail.
 The unedited copy must pass, so that a failure means the fault was seen and not a broken copy.
 """
 
@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-PROPERTIES = ("test_semantics.py", "test_machine.py")
+# What presets have is in any settings.
+PROPERTIES = ("any or machine or gate or narrow", "test_semantics.py", "test_machine.py")
+DERIVATIVES = ("derivatives", "test_gradients.py")
 
 # name: (file, what stands there, what the mutant says instead)
 MUTANTS = {
@@ -166,6 +168,41 @@ MUTANTS = {
 }  # fmt: skip
 
 
+BACKWARD_MUTANTS = {
+    "an error's gradient with the wrong sign": (
+        "memory/adjoint.py", "of_last.baddbmm_(phi.transpose(-1, -2), by_residual, alpha=-1)",
+        "of_last.baddbmm_(phi.transpose(-1, -2), by_residual)",
+    ),
+    "a solve differentiated by one of its two factors": (
+        "memory/adjoint.py",
+        "by_phi.baddbmm_(mixed + mixed.transpose(-1, -2), phi, alpha=-1)",
+        "by_phi.baddbmm_(mixed, phi, alpha=-1)",
+    ),
+    "gradients without the bend of a step's length": (
+        "memory/adjoint.py", "torch.mul(total, bend * dots[-1], out=by_total)",
+        "torch.mul(total, 0, out=by_total)",
+    ),
+    "gradients without the pull of a binding cap": (
+        "memory/adjoint.py", "of_last.mul_(shrink).addcmul_(full, pull * dot, value=-1)",
+        "of_last.mul_(shrink)",
+    ),
+    "rates that ignore how tokens couple": (
+        "memory/adjoint.py", "by_eta - coupled.tril(-1).sum(-2)[..., None]", "by_eta",
+    ),
+    "chunks made again from the version after them": (
+        "memory/chunks.py", "torch.cat([start[None], after[:-1]])", "after.clone()",
+    ),
+    "a begun chunk made again without its total": (
+        "memory/again.py", "total[0] += totals[n]", "total[0] += 0 * totals[n]",
+    ),
+    "last products whose second factor learns nothing": (
+        "product.py", "a.transpose(-1, -2) @ gradient", "0 * (a.transpose(-1, -2) @ gradient)",
+    ),
+}  # fmt: skip
+EVERY = [(PROPERTIES, fault, MUTANTS[fault]) for fault in MUTANTS]
+EVERY += [(DERIVATIVES, fault, BACKWARD_MUTANTS[fault]) for fault in BACKWARD_MUTANTS]
+
+
 def copy_of_the_package(folder: Path) -> Path:
     for name in ("ttt_cache", "kernels", "tests"):
         ignored = shutil.ignore_patterns("__pycache__", "*.wav", ".hypothesis")
@@ -174,15 +211,14 @@ def copy_of_the_package(folder: Path) -> Path:
     return folder / "ttt_cache"
 
 
-def run_properties(folder: Path) -> subprocess.CompletedProcess[str]:
+def run_tests(folder: Path, chosen: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    tests = [f"tests/{name}" for name in PROPERTIES]
+    names, *files = chosen
     command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "--tb=no"]
-    command += ["-k", "any or machine or gate or narrow"]  # what presets have is in any settings
+    command += ["-k", names, "--hypothesis-profile=mutants", *(f"tests/{name}" for name in files)]
     return subprocess.run(
-        [*command, "--hypothesis-profile=mutants", *tests],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
 
 
 def test_the_copy_itself_passes(tmp_path):
@@ -190,17 +226,18 @@ def test_the_copy_itself_passes(tmp_path):
     where = "import ttt_cache; print(ttt_cache.__file__)"
     found = subprocess.check_output([sys.executable, "-c", where], cwd=tmp_path, text=True)
     assert Path(found.strip()).parent == copied
-    result = run_properties(tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    for chosen in (PROPERTIES, DERIVATIVES):
+        result = run_tests(tmp_path, chosen)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("fault", MUTANTS)
-def test_planted_faults_are_found(fault, tmp_path):
-    file, stands, mutant = MUTANTS[fault]
+@pytest.mark.parametrize("chosen, fault, edit", EVERY, ids=[fault for _, fault, _ in EVERY])
+def test_planted_faults_are_found(chosen, fault, edit, tmp_path):
+    file, stands, mutant = edit
     path = copy_of_the_package(tmp_path) / file
     source = path.read_text()
     assert source.count(stands) == 1, f"{file} has {source.count(stands)} times: {stands}"
     path.write_text(source.replace(stands, mutant))
-    result = run_properties(tmp_path)
+    result = run_tests(tmp_path, chosen)
     assert result.returncode == 1, f"not found: {fault}\n{result.stdout}{result.stderr}"
     assert "1 failed" in result.stdout, result.stdout
