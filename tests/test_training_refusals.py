@@ -62,7 +62,8 @@ def test_sessions_that_never_leave_the_window(folder):
     short = folder / "short.jsonl"
     line = {"path": "data/wavs/1.wav", "duration": 2.5}
     short.write_text(json.dumps(line) + "\n")
-    changes = given(folder, codes_dir=None, patch=SMALL | {"recent": 40})
+    stages = [{"train": "compressor", "frames": [60]}]
+    changes = given(folder, codes_dir=None, patch=SMALL | {"recent": 40}, stages=stages)
     refused(folder, "short", "session_sec", "32 frames", **changes, data={"train_data": str(short)})
 
 

@@ -18,7 +18,7 @@ from .data import LMFacts, Sessions, TokenCache, prepare
 from .evaluate import Losses, arms_of, evaluate
 from .export import export
 from .loss import Weights
-from .model import check_learns, load
+from .model import check_sessions, load
 from .monitor import Observed
 from .picture import draw
 from .pretrained import Codec, checkpoint_info, codec
@@ -84,7 +84,7 @@ class Run:
         self.lm_config = info.raw_config or _lm_kwargs
         self.facts = LMFacts.of(self.lm)
         self.data, self.eval_data = self._data(opened)
-        check_learns(settings, self.handle, max(self.data.frames))
+        check_sessions(settings, self.handle, max(self.data.frames))
         self.sources = self._sources(info)
         if self.position is not None:
             identity.check_same(self.position["made_from"], self.sources, self.run_dir)

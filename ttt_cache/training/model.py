@@ -27,8 +27,8 @@ def load(settings: Settings, info: CheckpointInfo, device: torch.device) -> tupl
 
     Raises:
         ValueError: the checkpoint is damaged or not what its config says; `ttt_cache.patch` or
-            `ttt_cache.adapter` does not fit the model; a LoRA would be kept apart from that of the
-            checkpoint.
+            `ttt_cache.adapter` does not fit the model; a stage could not teach the memory anything;
+            a LoRA would be kept apart from that of the checkpoint.
     """
     cache = settings.ttt_cache
     if info.lora_weights is not None and settings.keeps_lora:
@@ -38,7 +38,7 @@ def load(settings: Settings, info: CheckpointInfo, device: torch.device) -> tupl
         )
     if cache.adapter is not None:
         with _named_adapter():
-            locate(cache.adapter)  # before the hours that a model may take to load
+            locate(cache.adapter)  # before the minutes that a model takes to load
     lm = language_model(info, device, getattr(torch, settings.param_dtype))
     lm.requires_grad_(False)
     if settings.lora.enable:
@@ -48,9 +48,12 @@ def load(settings: Settings, info: CheckpointInfo, device: torch.device) -> tupl
             transformer.checkpointing = settings.gradient_checkpointing
     torch.manual_seed(settings.seed)
     if cache.adapter is None:
-        return lm, patch(lm, config=CacheConfig.from_fields(cache.patch))
-    with _named_adapter():
-        return lm, load_adapter(lm, cache.adapter)
+        handle = patch(lm, config=CacheConfig.from_fields(cache.patch))
+    else:
+        with _named_adapter():
+            handle = load_adapter(lm, cache.adapter)
+    _check_learns(settings, handle)
+    return lm, handle
 
 
 @contextmanager
@@ -61,35 +64,51 @@ def _named_adapter() -> Iterator[None]:
         raise ValueError(f"ttt_cache.adapter: {error}") from error
 
 
-def check_learns(settings: Settings, handle: Patch, longest: int) -> None:
-    """Refuse stages in which a memory could not learn anything, or that are mostly padding.
+def _check_learns(settings: Settings, handle: Patch) -> None:
+    """Refuse stages in which a memory could not learn anything, whatever the data.
 
     What a frame leaves in the memory gets a gradient only if the frame arrives, leaves the window
     and is read within one segment: gradients stop between segments.
-
-    Args:
-        longest: frames of the longest session.
-
-    Raises:
-        ValueError: the memory has no weights; nothing ever leaves the window, or not within the
-            longest segment of a stage; a segment is longer than every session.
     """
     for number, stage in enumerate(settings.ttt_cache.stages):
-        segment = max(settings.lengths_of(stage))
-        key = f"ttt_cache.stages.{number}.frames" if stage.frames else "duration_sec"
-        if any(True for cache in handle.caches.values() for _ in cache.parameters()):
-            _check_reads(handle, "ttt_cache.session_sec", longest)
-            _check_reads(handle, key, min(segment, longest))
+        if _has_weights(handle):
+            _check_reads(handle, *_longest_segment(settings, number))
         elif stage.train in ("distill", "compressor"):
             raise ValueError(
                 f"ttt_cache.stages.{number}: {stage.train} trains the memory, but "
                 f"memory={handle.config.memory!r} has nothing to train"
             )
+
+
+def check_sessions(settings: Settings, handle: Patch, longest: int) -> None:
+    """Refuse sessions that are too short for the memory to be read, or for the segments.
+
+    Args:
+        longest: frames of the longest session.
+
+    Raises:
+        ValueError: nothing ever leaves the window, or a segment is longer than every session.
+    """
+    if _has_weights(handle):
+        _check_reads(handle, "ttt_cache.session_sec", longest)
+    for number in range(len(settings.ttt_cache.stages)):
+        key, segment = _longest_segment(settings, number)
         if segment > longest:
             raise ValueError(
                 f"{key}: a segment of {segment} frames would be padding beyond {longest}, the "
                 "longest session: shorten it, or raise ttt_cache.session_sec"
             )
+
+
+def _longest_segment(settings: Settings, number: int) -> tuple[str, int]:
+    """Of a stage: the key that says it, and its frames."""
+    stage = settings.ttt_cache.stages[number]
+    key = f"ttt_cache.stages.{number}.frames" if stage.frames else "duration_sec"
+    return key, max(settings.lengths_of(stage))
+
+
+def _has_weights(handle: Patch) -> bool:
+    return any(True for cache in handle.caches.values() for _ in cache.parameters())
 
 
 def _check_reads(handle: Patch, key: str, frames: int) -> None:
