@@ -257,6 +257,14 @@ def test_looks_at_the_gates_are_logged_whatever_log_freq(folder):
     assert [("gate/0" in r, r["step"]) for r in figures(folder, "seldom")] == [(True, 1), (True, 2)]
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_sharding_by_accelerate_is_refused(folder, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")  # as `accelerate launch` sets it
+    with pytest.raises(ValueError, match=f"accelerate is set to {kind}, which is not supported"):
+        make(folder, "sharded")
+    assert not (folder / "sharded").exists()
+
+
 def test_stages_leave_no_optimizer_behind(folder, tuned):
     assert not tuned.accelerator._optimizers and not tuned.accelerator._models
 
