@@ -209,6 +209,16 @@ def test_an_error_that_is_not_finite_stops_before_the_step():
         assert torch.equal(old, new) and new.grad is None
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    model = patched()
+    before = [p.detach().clone() for p in ttt_cache.adapter_parameters(model)]
+    require_patch(model).caches[2].memory.project.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(RuntimeError, match="step 0: the norm of the gradient is"):
+        ttt_cache.distill(model, [(random_codes(model, LENGTH),)], progress=False)
+    for old, new in zip(before, ttt_cache.adapter_parameters(model), strict=True):
+        assert torch.equal(old, new) and new.grad is None
+
+
 def test_sequences_that_never_leave_the_window_are_no_success():
     model = patched()
     before = copy.deepcopy(model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
@@ -73,8 +74,8 @@ def distill(
         TypeError: a batch is not a tuple, or an argument is of the wrong type.
         ValueError: there are no batches, fewer than `steps`, or none whose sequences leave the
             window; there is nothing to train, or an argument is out of range.
-        RuntimeError: the model is not patched, is streaming, or an error is not finite; the message
-            names step and layer, and that step changes nothing.
+        RuntimeError: the model is not patched, is streaming, or an error or gradient is not finite;
+            the message names step and layer, and that step changes nothing.
 
     Warns:
         RuntimeWarning: batches without a length ran out before `steps`.
@@ -101,9 +102,10 @@ def distill(
         try:
             for batch in shown:
                 optimizer.zero_grad()
-                for layer, error in _finite(taken, _learn(handle, model, taken, batch)).items():
-                    errors[layer].append(error)
-                learned |= bool(torch.nn.utils.clip_grad_norm_(trained, max_norm) > 0)
+                for layer, error in _learn(handle, model, taken, batch).items():
+                    errors[layer].append(_finite(taken, f"error of layer {layer}", error))
+                norm = torch.nn.utils.clip_grad_norm_(trained, max_norm)
+                learned |= _finite(taken, "norm of the gradient", norm) > 0
                 optimizer.step()
                 schedule.step()
                 taken += 1
@@ -171,9 +173,8 @@ def _counts(model: nn.Module, batch: tuple[Any, ...]) -> Tensor | None:
     return (batch[0] != model.zero_token_id).any(1)
 
 
-def _finite(step: int, errors: dict[int, Tensor]) -> dict[int, float]:
-    found = {layer: float(error) for layer, error in errors.items()}
-    for layer, error in found.items():
-        if not torch.isfinite(torch.tensor(error)):
-            raise RuntimeError(f"step {step}: the error of layer {layer} is {error}")
-    return found
+def _finite(step: int, what: str, found: Tensor) -> float:
+    number = float(found)
+    if not math.isfinite(number):
+        raise RuntimeError(f"step {step}: the {what} is {number}")
+    return number
