@@ -6,6 +6,7 @@ import fcntl
 import json
 import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from training_support import settings_of, use_tiny_mimi, write_checkpoint, write
 
 from ttt_cache.training import engine
 from ttt_cache.training.engine import train
+from ttt_cache.training.processes import accelerator_for
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +166,11 @@ def test_a_missing_package_is_told_before_anything_long(folder, monkeypatch):
     monkeypatch.setattr(engine, "load", lambda *_: pytest.fail("the model was loaded"))
     refused(folder, "untold", "pip install wandb", wandb={"project": "p"})
     assert not (folder / "untold").exists()
+
+
+def test_processes_wait_while_one_tokenises(folder):
+    accelerator = accelerator_for(settings_of(folder, "patient"))
+    assert accelerator.init_handler.timeout == timedelta(days=1)
 
 
 @pytest.mark.parametrize(

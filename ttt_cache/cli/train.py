@@ -90,7 +90,7 @@ def _train(settings: Settings) -> None:
 
     with Console(stderr=True).status("Loading PyTorch and Moshi"):
         from ttt_cache.training.engine import Run
-        from ttt_cache.training.stage import NotFiniteError
+        from ttt_cache.training.finite import NotFiniteError
 
     with refusals("", OSError):
         begun = Run(settings)

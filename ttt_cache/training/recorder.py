@@ -6,9 +6,8 @@ import importlib
 import json
 import math
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -16,11 +15,11 @@ from typing import Any
 from ttt_cache.files import write_whole
 
 from .bar import Bar
+from .board import board, summary_writer
 from .metrics import NAME, append, read_metrics, truncate
 
 __all__ = ["Recorder", "read_metrics"]
 
-TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id.txt"  # of the run that a resumed one goes on with
 
 
@@ -90,11 +89,8 @@ class Recorder:
         # TensorBoard hides what older files say of this step and later.
         again = self.first_step + 1 if self.first_step else 0
         settings = json.dumps(self.config, indent=2, default=str)
-        stack.enter_context(_told_once())
-        with self._naming():
-            self._writer = _tensorboard()(str(self.run_dir / TENSORBOARD), purge_step=again)
-            stack.callback(self._close)
-            self._writer.add_text("config", f"```\n{settings}\n```", self.first_step)
+        self._board = stack.enter_context(board(self.run_dir, again))
+        self._board.text("config", f"```\n{settings}\n```", self.first_step)
         self._wandb_run = self._wandb_begin(_wandb(), stack) if self.wandb.get("project") else None
         self._bar = stack.enter_context(Bar(self.total_steps, self.first_step))
 
@@ -137,9 +133,7 @@ class Recorder:
             return
         record = append(self.path, step, stage, figures)
         numbers = {n: math.nan if record[n] is None else record[n] for n in figures}
-        with self._naming():
-            for name, value in numbers.items():
-                self._writer.add_scalar(name, value, step)
+        self._board.log(step, numbers)
         if self._wandb_run is not None:
             self._wandb_run.log({"stage": stage} | numbers, step=step)
         self._bar.update(step, stage, numbers)
@@ -150,52 +144,12 @@ class Recorder:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def _close(self) -> None:
-        with self._naming():
-            self._writer.close()
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """TensorBoard's errors do not say of which file they are."""
-        try:
-            yield
-        except OSError as error:
-            path = str(self.run_dir / TENSORBOARD)
-            raise OSError(error.errno, error.strerror or str(error), path) from error
-
-
-@contextmanager
-def _told_once() -> Iterator[None]:
-    """Within it TensorBoard's thread dies quietly: the next call raises its error."""
-    told = threading.excepthook
-
-    def tell(args: threading.ExceptHookArgs) -> None:
-        if not type(args.thread).__module__.startswith("tensorboard."):
-            told(args)
-
-    threading.excepthook = tell
-    try:
-        yield
-    finally:
-        threading.excepthook = told
-
 
 def check_installed(wandb: Mapping[str, Any]) -> None:
     """Raise `RuntimeError` if TensorBoard, or W&B where there is a project, cannot be imported."""
-    _tensorboard()
+    summary_writer()
     if wandb.get("project"):
         _wandb()
-
-
-def _tensorboard() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RuntimeError(
-            f"training writes TensorBoard logs, and TensorBoard cannot be imported ({error}): "
-            "pip install 'ttt-cache[train]'"
-        ) from error
-    return SummaryWriter
 
 
 def _wandb() -> ModuleType:

@@ -11,12 +11,13 @@ from typing import Any
 
 from ttt_cache.files import write_whole
 
+from .board import NAME as TENSORBOARD
 from .checkpoint import ADAPTER, checkpoints
 from .checkpoint import FOLDER as CHECKPOINTS
 from .data.lock import only_writer
 from .metrics import NAME as METRICS
 from .metrics import read_metrics
-from .recorder import TENSORBOARD, WANDB_ID
+from .recorder import WANDB_ID
 from .settings import Settings
 
 NAME = "settings.json"

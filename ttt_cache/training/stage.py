@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from . import checkpoint
 from .carry import Carry
 from .data import SegmentStream
+from .finite import NotFiniteError, check_finite
 from .model import choose_trained
 from .monitor import Observed, figures_of
 from .restore import read_states, restore
@@ -136,11 +136,7 @@ class StageRun:
 
     def _update(self, figures: dict[str, float], observed: dict[int, Observed]) -> None:
         """Take the step, unless something is not finite."""
-        for name, figure in figures.items():
-            if not math.isfinite(figure):
-                raise NotFiniteError(
-                    f"step {self.before + self.done + 1}: {name} is {figure}; {self._way_out()}"
-                )
+        check_finite(figures, self.run.settings, self.index, self.before + self.done)
         self._between = True
         self.optimizer.step()
         self.schedule.step()
@@ -149,21 +145,6 @@ class StageRun:
         self.unreported = figures | figures_of(observed)
         self._remember()
         self._between = False
-
-    def _way_out(self) -> str:
-        """What helps after a step that the same command would meet again."""
-        settings, step = self.run.settings, self.before + self.done
-        lower = "a lower optim.lr or max_norm may help"
-        if not step or not settings.do_ckpt:
-            return f"{lower}, in another run_dir or with overwrite_run_dir: true"
-        folder = checkpoint.folder_of(self.run.run_dir, step)
-        widened = self.stage.train in ("layers", "everything")
-        lacks = " (the memory alone, not what was trained of Moshi)" if widened else ""
-        return (
-            f"the steps before it are saved in {folder}, but the same command would meet it again: "
-            f"{lower}, in another run_dir with ttt_cache.adapter: {folder / checkpoint.ADAPTER} in "
-            f"place of ttt_cache.patch{lacks}"
-        )
 
     def _report(self) -> None:
         """Write down a step, and evaluate and save where it is time to.
@@ -221,7 +202,3 @@ class StageRun:
             run.settings.num_ckpt_keep,
         )
         self.saved = self.done
-
-
-class NotFiniteError(RuntimeError):
-    """A loss or a gradient is not finite, on every process alike."""
