@@ -154,6 +154,18 @@ def test_an_interrupted_run_says_what_is_kept_and_goes_on(
     assert stages_of(tmp_path / "run") == ["distill"] * 2 + ["compressor"] * 3
 
 
+def test_what_is_kept_is_not_promised_to_a_command_that_erases_it(tmp_path: Path) -> None:
+    kept = sys.modules["ttt_cache.cli.train"]._kept
+    settings = read_settings(write_run(tmp_path))
+    assert kept(settings) == "no step was saved yet; the same command begins again"
+    unkept = settings.model_copy(update={"do_ckpt": False})
+    assert kept(unkept) == "no step was saved: do_ckpt is false"
+    (tmp_path / "run" / "checkpoints" / "step_000004").mkdir(parents=True)
+    assert kept(settings).endswith("; the same command goes on from there")
+    erasing = settings.model_copy(update={"overwrite_run_dir": True})
+    assert "; without overwrite_run_dir: true the same command goes on" in kept(erasing)
+
+
 def test_as_a_module_for_launchers() -> None:
     command = [sys.executable, "-m", "ttt_cache.cli", "train", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout

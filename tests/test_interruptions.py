@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def test_no_line_is_missing_and_none_is_there_twice(
     assert checkpoint.checkpoints(folder / run)
     train(settings)
     assert losses(folder / run) == all_lines
+
+
+def test_evaluations_may_stop_and_change_no_step(folder, evaluated, all_lines):
+    run_dir = trained(folder, "fewer lines", **evaluated | {"ckpt_freq": 1})
+    shutil.rmtree(run_dir / "checkpoints" / "step_000003")
+    trained(folder, "fewer lines", **evaluated | {"do_eval": False, "eval_freq": 7})
+    assert losses(run_dir) == all_lines[:-1]
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(folder, monkeypatch):

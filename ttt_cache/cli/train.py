@@ -105,10 +105,13 @@ def _kept(settings: Settings) -> str:
     from ttt_cache.training.checkpoint import checkpoints
 
     kept = checkpoints(Path(settings.run_dir))
+    if not kept and not settings.do_ckpt:
+        return "no step was saved: do_ckpt is false"
     if not kept:
         return "no step was saved yet; the same command begins again"
     step = int(kept[-1].name.split("_")[1])
+    unless = "without overwrite_run_dir: true " if settings.overwrite_run_dir else ""
     return (
-        f"the first {step} steps are saved in {settings.run_dir}; the same command goes on from "
-        "there"
+        f"the first {step} steps are saved in {settings.run_dir}; {unless}the same command goes on "
+        "from there"
     )
