@@ -145,6 +145,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
         (recorder, "append", 4, FULL),  # the evaluation of step 2
         (Run, "evaluate", 3, KeyboardInterrupt()),  # of step 2: the first one is before training
         (stage.StageRun, "_save", 1, KeyboardInterrupt()),  # the last one
+        (checkpoint, "_remove_all_but", 1, KeyboardInterrupt()),  # in it
     ],
 )
 def test_no_line_is_missing_and_none_is_there_twice(

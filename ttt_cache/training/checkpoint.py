@@ -76,6 +76,8 @@ def save(
             checkpoints are untouched, and what was half written is removed.
     """
     folder = folder_of(run_dir, position["step"])
+    if folder.exists():  # an interruption came when it was whole
+        return folder
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         _write_files(accelerator, partial, model, lm, optimizer, position, carried)
