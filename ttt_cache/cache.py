@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from operator import attrgetter
 
 import torch
@@ -14,10 +13,9 @@ from .checks import check_inputs, check_mask, check_state, one_of, whole_number
 from .config import GATES, CacheConfig
 from .memory import TTT, Attention, QueryReader, VirtualTokens, build_memory, build_reader
 from .parallel import extend
+from .rotation import Rotation, turned
 from .state import CacheState, empty_state
 from .step import step
-
-Rotation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class HierarchicalCache(nn.Module):
@@ -185,6 +183,10 @@ class HierarchicalCache(nn.Module):
     def rotate(self, q: Tensor, k: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """`q` and `k` turned to positions from `offset` `[B]`; unchanged without a `rope`."""
         return (q, k) if self.rope is None else self.rope(q, k, offset)
+
+    def turn(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Many tokens of queries or keys `[B, H, T, D]`, likewise."""
+        return x if self.rope is None else turned(self.rope, x, offset)
 
     @property
     def needs_window_output(self) -> bool:

@@ -103,7 +103,7 @@ def _look_back(
         old_values = recent.in_order(old.values, old.count)
     # The blocks turn their own keys. These are the ring's.
     last = k[:, :, -capacity:]
-    _, turned = cache.rotate(last[:, :1], last, old.count + (span.length - last.shape[2]))
+    turned = cache.turn(last, old.count + (span.length - last.shape[2]))
     keys, values = _newest(old_keys, turned, capacity), _newest(old_values, v, capacity)
     new.keys = recent.from_order(keys, new.count, capacity)
     new.values = recent.from_order(values, new.count, capacity)
@@ -130,7 +130,7 @@ def _sinks(
     index = position.clamp(0, span.length - 1)
     key, value = recent.take(k, index), recent.take(v, index)
     distance = torch.full_like(old.count, -(cache.window.capacity + sinks - 1))
-    _, key = cache.rotate(key, key, distance)
+    key = cache.turn(key, distance)
     arrived = arrived[:, None, :, None]
     return torch.where(arrived, key, old.sink_keys), torch.where(arrived, value, old.sink_values)
 
@@ -168,10 +168,8 @@ def _attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor, span: Span
 
 def _scores(cache: HierarchicalCache, seen: Exact, span: Span, block: Block) -> Tensor:
     """Scores of a block over sinks, then window: `[B, Hkv, R, t, S + columns]`, -inf if hidden."""
-    # A rotation wants keys beside queries, and queries beside keys.
-    turned_q, _ = cache.rotate(seen.q, seen.q[:, :1], _position(span, block.queries, seen.q))
-    _, keys = cache.rotate(seen.k[:, :1], seen.k, _position(span, block.new, seen.k))
-    keys = _joined(seen.old_keys, keys)
+    turned_q = cache.turn(seen.q, _position(span, block.queries, seen.q))
+    keys = _joined(seen.old_keys, cache.turn(seen.k, _position(span, block.new, seen.k)))
     scores = cache.by_key_head(turned_q) * cache.scale @ keys[:, :, None].transpose(-1, -2)
     scores = scores.masked_fill(span.hidden(block)[:, None, None], float("-inf"))
     if not cache.window.sinks:
