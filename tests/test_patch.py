@@ -27,6 +27,7 @@ from moshi.modules.transformer import (
 from torch import nn
 
 import ttt_cache
+from ttt_cache.parallel import _turns_once
 from ttt_cache.patched import PatchedAttention
 
 
@@ -229,3 +230,55 @@ def test_the_in_projection_gets_the_gradients_of_what_it_packs(source):
 
     attention._project = split
     assert_near(packed, gradient())
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("start", [0, 40])
+def test_keys_turned_in_blocks_or_once_are_the_same(monkeypatch, once, start):
+    """A wide window turns its keys once: outputs, state and gradients do not notice."""
+    model = tiny_lm()
+    cache = ttt_cache.patch(model, layers=[0], sinks=2, **SMALL).caches[0]
+    stir(model)
+    q, k, v = torch.randn(3, 2, 4, start + 150, 8)
+    x, target = torch.randn(2, start + 150, 32), torch.randn(2, 4, 150, 8)
+
+    def outcome() -> list[torch.Tensor]:
+        leaves = [z.clone().requires_grad_() for z in (q, k, v)]
+        state = None
+        if start:
+            _, state = cache(*(z[:, :, :start] for z in leaves), x[:, :start])
+        y, state = cache(*(z[:, :, start:] for z in leaves), x[:, start:], state)
+        loss = (y * target).sum() + state.keys.square().sum()
+        return [y, state.keys, state.sink_keys, *torch.autograd.grad(loss, leaves)]
+
+    expected = outcome()
+    monkeypatch.setattr("ttt_cache.parallel._turns_once", lambda cache: once)
+    for found, known in zip(outcome(), expected, strict=True):
+        assert_near(found, known)
+
+
+def test_a_window_of_many_blocks_turns_its_keys_once():
+    model = tiny_lm()
+    for recent, once in ((100, False), (1000, True)):
+        with ttt_cache.patch(model, recent=recent, memory="none") as handle:
+            assert _turns_once(handle.caches[0]) == once
+
+
+@pytest.mark.parametrize("memory", [{}, {"memory": "ttt-linear"}, {"depth": 3}])
+def test_the_way_back_may_run_under_autocast(memory):
+    model = tiny_lm()
+    handle = ttt_cache.patch(model, layers=[0], **SMALL, **memory)
+    q, k, v = torch.randn(3, 2, 4, 30, 8)
+    cache, x = handle.caches[0], torch.randn(2, 30, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache(q, k, v, x)[0].float().square().sum().backward()
+    gradients = [p.grad for p in cache.parameters() if p.grad is not None]
+    assert gradients and all(g.isfinite().all() for g in gradients)
+
+
+def test_the_way_back_on_the_meta_device():
+    handle = ttt_cache.patch(tiny_lm(), layers=[0], **SMALL)
+    cache = handle.caches[0].to("meta")
+    q, k, v = torch.randn(3, 2, 4, 150, 8, device="meta")
+    cache(q, k, v, torch.randn(2, 150, 32, device="meta"))[0].sum().backward()
+    assert cache.memory.project.grad.shape == cache.memory.project.shape

@@ -39,3 +39,14 @@ def test_other_dtypes_come_back_as_they_are(dtype):
 def test_a_rotation_of_ones_own_is_asked_itself():
     x = torch.randn(1, 2, 3, 4)
     assert torch.equal(turned(lambda q, k, offset: (-q, -k), x, torch.zeros(1)), -x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_layout_in_memory_is_turned(dtype):
+    rope, offset = RotaryEmbedding(interleave=True), torch.tensor([3])
+    columns = torch.randn(1, 2, 8, 5).to(dtype).transpose(2, 3)
+    odd = torch.randn(1, 2, 5, 9).to(dtype)[..., 1:]
+    shifted = torch.randn(81).to(dtype)[1:].view(1, 2, 5, 8)
+    for x in (columns, odd, shifted):
+        expected, _ = rope(x, x, offset)
+        torch.testing.assert_close(turned(rope, x, offset), expected, rtol=1e-2, atol=1e-6)

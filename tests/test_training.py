@@ -252,6 +252,15 @@ def test_bfloat16_with_float32_masters(folder):
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
+def test_distillation_in_bfloat16(folder):
+    losses = []
+    for dtype in ("bfloat16", "float32"):
+        make(folder, f"distil-{dtype}", {"train": "distill"}, param_dtype=dtype).train()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        losses.append([record["error"] for record in figures(folder, f"distil-{dtype}")])
+    assert losses[0] == pytest.approx(losses[1], rel=5e-2)
+
+
 def test_looks_at_the_gates_are_logged_whatever_log_freq(folder):
     make(folder, "seldom", log_freq=2).train()
     assert [("gate/0" in r, r["step"]) for r in figures(folder, "seldom")] == [(True, 1), (True, 2)]

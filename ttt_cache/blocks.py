@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .product import differentiated_only
 from .span import Block
@@ -50,6 +51,7 @@ class _Blockwise(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         sums = _sums(tensors, wanted)

@@ -19,7 +19,7 @@ from .attention import softmax
 from .blocks import blockwise
 from .memory import TTT, Frames, QueryReader, VirtualTokens
 from .product import last_product
-from .span import Block, Span
+from .span import BLOCK, Block, Span
 from .state import CacheState
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Exact(NamedTuple):
     """What the queries of a call, or of a block, see exactly.
 
     Attributes:
-        q, k, v: of new tokens before RoPE, `[B, H, T, D]` and `[B, Hkv, T, D]`.
+        q, k, v: of new tokens, `[B, H, T, D]` and `[B, Hkv, T, D]`, before RoPE (`k`: after it if
+            the call turns keys once).
         old_keys, old_values: of older tokens, `[B, Hkv, history, D]`, keys after RoPE.
         sink_keys, sink_values: `[B, Hkv, S, D]`.
     """
@@ -101,14 +102,25 @@ def _look_back(
     if span.history:
         old_keys = recent.in_order(old.keys, old.count)
         old_values = recent.in_order(old.values, old.count)
-    # The blocks turn their own keys. These are the ring's.
-    last = k[:, :, -capacity:]
-    turned = cache.turn(last, old.count + (span.length - last.shape[2]))
+    new.sink_keys, new.sink_values = _sinks(cache, k, v, span, old)
+    if _turns_once(cache):
+        k = turned = cache.turn(k, old.count)
+    else:  # the blocks turn their own keys; these are the ring's
+        last = k[:, :, -capacity:]
+        turned = cache.turn(last, old.count + (span.length - last.shape[2]))
     keys, values = _newest(old_keys, turned, capacity), _newest(old_values, v, capacity)
     new.keys = recent.from_order(keys, new.count, capacity)
     new.values = recent.from_order(values, new.count, capacity)
-    new.sink_keys, new.sink_values = _sinks(cache, k, v, span, old)
     return Exact(q, k, v, old_keys, old_values, new.sink_keys, new.sink_values)
+
+
+def _turns_once(cache: HierarchicalCache) -> bool:
+    """Whether a call turns its keys before it is cut into blocks.
+
+    A block that turns its own spares the call a copy of all keys; but each of them is turned again
+    in every block that sees it, and in a wide window these are many.
+    """
+    return cache.window.capacity > 4 * BLOCK
 
 
 def _newest(old: Tensor, new: Tensor, capacity: int) -> Tensor:
@@ -169,7 +181,10 @@ def _attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor, span: Span
 def _scores(cache: HierarchicalCache, seen: Exact, span: Span, block: Block) -> Tensor:
     """Scores of a block over sinks, then window: `[B, Hkv, R, t, S + columns]`, -inf if hidden."""
     turned_q = cache.turn(seen.q, _position(span, block.queries, seen.q))
-    keys = _joined(seen.old_keys, cache.turn(seen.k, _position(span, block.new, seen.k)))
+    keys = seen.k
+    if not _turns_once(cache):
+        keys = cache.turn(keys, _position(span, block.new, keys))
+    keys = _joined(seen.old_keys, keys)
     scores = cache.by_key_head(turned_q) * cache.scale @ keys[:, :, None].transpose(-1, -2)
     scores = scores.masked_fill(span.hidden(block)[:, None, None], float("-inf"))
     if not cache.window.sinks:

@@ -31,8 +31,9 @@ def last_product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b`, of matrices with the same axes before them, on which nothing nonlinear follows."""
     if not _UNMADE.get():
         return a @ b
-    if torch.is_autocast_enabled(a.device.type):
-        dtype = torch.get_autocast_dtype(a.device.type)
+    kind = a.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
         a, b = a.to(dtype), b.to(dtype)
     product = _Unmade.apply(a, b)
     assert product is not None

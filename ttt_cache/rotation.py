@@ -26,10 +26,18 @@ def turned(rope: Rotation, x: Tensor, offset: Tensor) -> Tensor:
         return rope(x, x[:, :1], offset)[0]
     turn, wide = _turn(rope, x, offset), x.float()
     if rope.interleave:
-        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(_even(wide).unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
     pairs = torch.complex(*wide.chunk(2, dim=-1)) * turn
     return torch.cat([pairs.real, pairs.imag], dim=-1).to(x.dtype)
+
+
+def _even(x: Tensor) -> Tensor:
+    """`x` in memory where its last axis is a row of pairs; nearly always it is."""
+    *before, last = x.stride()
+    if last == 1 and not any(step % 2 for step in (*before, x.storage_offset())):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from ..precision import full_precision
 from . import adjoint, delta
 from .delta import Chunk, Rule
 
@@ -89,7 +91,8 @@ class _Run(torch.autograd.Function):
         return (versions[0], last, *versions[1:], *hidden, *totals)
 
     @staticmethod
-    def backward(ctx: Any, *by_outputs: Tensor):
+    @once_differentiable
+    def backward(ctx: Any, *by_outputs: Tensor):  # type: ignore[override]
         depth = (len(by_outputs) - 2) // 3
         closes, last, *rest = ctx.saved_tensors
         hidden, tensors = rest[:depth], tuple(rest[depth:])
@@ -99,8 +102,9 @@ class _Run(torch.autograd.Function):
             torch.cat([start[None], after[:-1]])
             for start, after in zip((given.last, *given.hidden), (last, *hidden), strict=True)
         )
-        again = adjoint.Run(given.chunks, hidden, last, given.totals, given.rule, closes)
         by_last, by_end, *rest = by_outputs
         by_hidden, by_ends, by_totals = (rest[i * depth : (i + 1) * depth] for i in range(3))
-        by = again.back(by_hidden, by_last, (by_ends, by_end, by_totals))
+        with full_precision(last):  # who goes back under autocast would narrow what runs here
+            again = adjoint.Run(given.chunks, hidden, last, given.totals, given.rule, closes)
+            by = again.back(by_hidden, by_last, (by_ends, by_end, by_totals))
         return None, None, None, *by.chunks, by.last, *by.hidden, *by.totals, *by.rates, *by.norms

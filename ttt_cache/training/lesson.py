@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttt_cache.patch import Patch
 from ttt_cache.patched import PatchedAttention
+from ttt_cache.precision import full_precision
 from ttt_cache.targets import attention_of, refuse_streaming
 
 Teach = Callable[[PatchedAttention, Tensor, Tensor], None]
@@ -64,7 +65,10 @@ def lesson(
         with torch.enable_grad():
             error = relative_error(PatchedAttention.forward(attention, x, x, x), answer, counts)
         if trained:
-            error.backward(inputs=trained)
+            with full_precision(
+                error
+            ):  # gradients as they are, also where a caller runs in autocast
+                error.backward(inputs=trained)
         errors[layer] = error.detach()
         if layer == last:
             raise _EnoughError
