@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -152,6 +153,24 @@ def test_an_interrupted_run_says_what_is_kept_and_goes_on(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert call("train", config).exit_code == 0
     assert stages_of(tmp_path / "run") == ["distill"] * 2 + ["compressor"] * 3
+
+
+def test_an_overwriting_run_that_is_interrupted_while_it_loads_promises_no_other_run(
+    config: Path, tmp_path: Path, monkeypatch
+) -> None:
+    assert call("train", config).exit_code == 0
+    change(config, seed=1, overwrite_run_dir=True)
+    engine = importlib.import_module("ttt_cache.training.engine")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "load", interrupt)
+    before = sorted((tmp_path / "run").rglob("*"))
+    result = call("train", config)
+    assert result.exit_code == 130
+    assert "interrupted; nothing was trained or overwritten yet" in result.stderr
+    assert sorted((tmp_path / "run").rglob("*")) == before
 
 
 def test_what_is_kept_is_not_promised_to_a_command_that_erases_it(tmp_path: Path) -> None:

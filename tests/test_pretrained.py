@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from moshi.models.loaders import CheckpointInfo
 from training_support import write_checkpoint
 
 from ttt_cache.training.pretrained import checkpoint_info, codec, language_model
@@ -81,3 +82,21 @@ def test_models_that_say_nothing_cannot_be_trained(tmp_path):
     info = checkpoint_info(Paths(**write_checkpoint(tmp_path / "odd", n_q=3, delays=delays)))
     with pytest.raises(ValueError, match="moshi_paths: the model's n_q"):
         language_model(info, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_a_shortage_of_memory_is_not_blamed_on_the_weights(paths, monkeypatch, error):
+    def get_moshi(*_, **__):
+        raise error
+
+    monkeypatch.setattr(CheckpointInfo, "get_moshi", get_moshi)
+    with pytest.raises(type(error)) as caught:
+        language_model(checkpoint_info(Paths(**paths)), CPU, torch.float32)
+    assert caught.value is error

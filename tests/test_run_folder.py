@@ -13,8 +13,9 @@ import pytest
 import torch
 from models import tiny_lm
 from run_support import contents, given, half_of, losses, refused, trained
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from training_support import settings_of, use_tiny_mimi, write_checkpoint, write_run
+from training_support import FILES, settings_of, use_tiny_mimi, write_checkpoint, write_run
 
 from ttt_cache.training import engine
 from ttt_cache.training.engine import train
@@ -63,8 +64,8 @@ def test_another_runs_folder_is_left_alone(folder, done, changes, key):
 @pytest.mark.parametrize("settings", [None, '{"editor.tabSize": 4}', "[]", '{"rows": 1, '])
 def test_a_folder_of_something_else_is_left_alone(folder, request, settings):
     other = folder / request.node.name
-    (other / "sub").mkdir(parents=True)
-    (other / "sub" / "thesis.txt").write_text("years of work")
+    (other / "adapter").mkdir(parents=True)
+    (other / "adapter" / "thesis.txt").write_text("years of work")
     if settings is not None:
         (other / "settings.json").write_text(settings)
     before = contents(other)
@@ -72,6 +73,15 @@ def test_a_folder_of_something_else_is_left_alone(folder, request, settings):
         words = [str(other), "must be empty or hold a run", "settings.json"]
         refused(folder, other.name, *words, overwrite_run_dir=overwrite)
     assert contents(other) == before
+
+
+def test_a_folder_with_nothing_that_a_run_removes_may_be_used(folder):
+    """`ttt-cache distill` puts the codes of `ttt-cache train` there, a job its log."""
+    run_dir = folder / "prepared"
+    (run_dir / "codes").mkdir(parents=True)
+    (run_dir / "slurm-1.out").write_text("Loading")
+    train(settings_of(folder, run_dir.name, **given(folder)))
+    assert len(losses(run_dir)) == 3 and (run_dir / "slurm-1.out").read_text() == "Loading"
 
 
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(folder, done, half):
@@ -136,6 +146,79 @@ def test_a_run_goes_on_with_the_model_that_it_began_with(folder, done):
     weights.write_bytes(kept)
     trained(folder, "replaced run", moshi_paths=paths)
     assert losses(folder / "replaced run") == losses(done)
+
+
+def test_a_run_goes_on_with_the_config_that_it_began_with(folder, half):
+    paths = write_checkpoint(folder / "model")
+    config = json.loads(Path(paths["config_path"]).read_text())
+    other = folder / "other config.json"
+    other.write_text(json.dumps(config | {"max_period": 500}))
+    paths["config_path"] = str(other)
+    words = ["moshi_paths.config_path", str(other), "began with"]
+    refused(folder, half.name, *words, moshi_paths=paths)
+
+
+def test_a_run_goes_on_with_the_adapter_that_it_began_with(folder, done):
+    """Its config has the settings of the patch."""
+    adapter = shutil.copytree(done / "adapter", folder / "given adapter")
+    changes = given(folder, adapter=str(adapter), patch={})
+    run_dir = half_of(trained(folder, "adapted", **changes), "half adapted")
+    config = adapter / "adapter_config.json"
+    for path in (config, adapter / "adapter_model.safetensors"):
+        before = path.read_bytes()
+        if path == config:
+            path.write_bytes(before + b"\n")
+        else:
+            with safe_open(path, "pt") as file:
+                described = file.metadata()
+            tensors = {name: tensor + 1 for name, tensor in load_file(path).items()}
+            save_file(tensors, path, described)
+        words = ["ttt_cache.adapter", str(path), "began with"]
+        refused(folder, run_dir.name, *words, **changes)
+        path.write_bytes(before)
+    moved = adapter.rename(folder / "moved adapter")
+    train(settings_of(folder, run_dir.name, **given(folder, adapter=str(moved), patch={})))
+    assert losses(run_dir) == losses(folder / "adapted")
+
+
+def test_what_a_run_began_with_may_not_be_left_out(folder):
+    name = "held out"
+    data = {"train_data": str(folder / "data" / "data.jsonl")}
+    evaluated = {"data": data | {"eval_data": data["train_data"]}}
+    shutil.rmtree(trained(folder, name, **evaluated) / "checkpoints" / "step_000003")
+    refused(folder, name, "data.eval_data: not given", "began with one", data=data)
+
+
+def test_data_and_model_may_move(folder, done, half):
+    data = shutil.copytree(folder / "data", folder / "moved" / "data")
+    model = shutil.copytree(folder / "model", folder / "moved" / "model")
+    paths = {name: str(model / file) for name, file in FILES.items()}
+    changes = given(folder) | {"moshi_paths": {"hf_repo_id": "local/only"} | paths}
+    changes["data"] = {"train_data": str(data / "data.jsonl")}
+    train(settings_of(folder, half.name, **changes))
+    assert losses(half) == losses(done)
+
+
+def test_a_run_goes_on_though_there_are_new_keys(folder, done, half):
+    path = half / "settings.json"
+    began = json.loads(path.read_text())
+    del began["full_finetuning"], began["ttt_cache"]["session_sec"]
+    del began["ttt_cache"]["stages"][0]["lr"]
+    path.write_text(json.dumps(began))
+    refused(folder, half.name, "full_finetuning is True", full_finetuning=True)
+    train(settings_of(folder, half.name, **given(folder)))
+    assert losses(half) == losses(done)
+
+
+def test_a_result_is_not_erased_unasked(folder, done):
+    """Whatever became of the figures and checkpoints of the run that it is of."""
+    run_dir = shutil.copytree(done, folder / "result")
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "metrics.jsonl").unlink()
+    before = contents(run_dir)
+    refused(folder, run_dir.name, "seed is 1", "overwrite_run_dir", seed=1)
+    refused(folder, run_dir.name, "no checkpoint", "overwrite_run_dir")
+    assert contents(run_dir) == before
 
 
 def test_a_run_goes_on_with_the_recordings_that_it_began_with(folder, half):

@@ -15,6 +15,7 @@ import typer
 from .errors import INTERRUPTED, fail, reason, refusals
 
 if TYPE_CHECKING:
+    from ttt_cache.training.engine import Run
     from ttt_cache.training.settings import Settings
 
 EXTRA = ("accelerate", "pydantic", "yaml", "tensorboard")
@@ -61,11 +62,14 @@ def run(config: Path, change: Callable[[Settings], Settings]) -> None:
 
     with refusals("", OSError):
         settings = change(read_settings(config))
+    begun = None
     try:
         with _interruptible():
-            _train(settings)
+            begun = _load(settings)
+            _train(begun)
     except KeyboardInterrupt:
-        raise fail(f"interrupted; {_kept(settings)}", INTERRUPTED) from None
+        kept = _kept(settings) if begun else "nothing was trained or overwritten yet"
+        raise fail(f"interrupted; {kept}", INTERRUPTED) from None
 
 
 @contextmanager
@@ -85,15 +89,19 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _train(settings: Settings) -> None:
+def _load(settings: Settings) -> Run:
     from rich.console import Console
 
     with Console(stderr=True).status("Loading PyTorch and Moshi"):
         from ttt_cache.training.engine import Run
-        from ttt_cache.training.finite import NotFiniteError
 
     with refusals("", OSError):
-        begun = Run(settings)
+        return Run(settings)
+
+
+def _train(begun: Run) -> None:
+    from ttt_cache.training.finite import NotFiniteError
+
     try:
         begun.train()
     except (OSError, ValueError, NotFiniteError) as error:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from moshi.models.loaders import CheckpointInfo, _lm_kwargs
 
+from ttt_cache.adapter import locate
 from ttt_cache.version import __version__
 
 from . import identity
@@ -72,7 +73,7 @@ class Run:
             self._held = stack.pop_all()
 
     def _load(self, stack: ExitStack) -> None:
-        """Everything that is needed; only then is something of an older run removed."""
+        """Everything that is needed; nothing of an older run changes yet."""
         settings = self.settings
         self.begin = self._on_main_first(lambda: self._open(stack))
         self.position = self.begin and read_position(self.begin, self.steps)
@@ -88,8 +89,6 @@ class Run:
         self.sources = self._sources(info)
         if self.position is not None:
             identity.check_same(self.position["made_from"], self.sources, self.run_dir)
-        elif self.main:
-            begin_run(settings, self.rows)
 
     def _open(self, stack: ExitStack) -> Path | None:
         if not self.main:
@@ -99,16 +98,23 @@ class Run:
 
     def _sources(self, info: CheckpointInfo) -> dict[str, identity.Source]:
         """What the run reads, by key."""
-        given = self.settings.data
-        sources = {"moshi_paths": identity.weights(info.moshi_weights)}
+        given, paths = self.settings.data, self.settings.moshi_paths
+        config = paths.config_path or f"config.json of {paths.hf_repo_id}"
+        sources = {
+            "moshi_paths": identity.weights(info.moshi_weights),
+            "moshi_paths.config_path": identity.described(config, info.raw_config),
+        }
         if info.lora_weights is not None:
             sources["moshi_paths, LoRA"] = identity.weights(info.lora_weights)
+        if self.settings.ttt_cache.adapter is not None:  # it brings the settings of the patch too
+            for path in locate(self.settings.ttt_cache.adapter):
+                sources[f"ttt_cache.adapter, {path.name}"] = identity.weights(path)
         sets = {"train_data": (given.train_data, self.data)}
         if self.eval_data is not None:
             sets["eval_data"] = (given.eval_data, self.eval_data)
         for key, (manifest, sessions) in sets.items():
             made_from = sessions.cache.fingerprint
-            sources[f"data.{key}"] = identity.recordings(manifest, made_from)
+            sources[f"data.{key}"] = identity.described(manifest, made_from)
         return sources
 
     def _on_main_first(self, make: Callable[[], T]) -> T:
@@ -135,17 +141,23 @@ class Run:
         )
 
     def train(self) -> Path:
-        """Train what is left, once."""
-        with self._held, self._recorder() as self.recorder:
-            if self.position is None:
-                self.before = self.evaluate()
-            else:
-                self.before = self.position["before"]
-                observed = self.position["observed"]
-                self.observed = {int(n): Observed(**of) for n, of in observed.items()}
-            self._stages(self.position)
-            self._finish()
+        """Train what is left, once; a run that begins removes what it overwrites."""
+        with self._held:
+            if self.position is None and self.main:
+                begin_run(self.settings, self.rows)
+            with self._recorder() as self.recorder:
+                self._go_on()
         return self.run_dir
+
+    def _go_on(self) -> None:
+        if self.position is None:
+            self.before = self.evaluate()
+        else:
+            self.before = self.position["before"]
+            observed = self.position["observed"]
+            self.observed = {int(n): Observed(**of) for n, of in observed.items()}
+        self._stages(self.position)
+        self._finish()
 
     def _recorder(self) -> Recorder:
         done = 0

@@ -15,9 +15,11 @@ from ttt_cache.adapter import save_adapter
 from ttt_cache.files import write_whole
 from ttt_cache.patched import SLOT
 
+from .checkpoint import ADAPTER
 from .model import is_embedding
 from .settings import Settings
 
+WEIGHTS, LORA, CONFIG = "model.safetensors", "lora.safetensors", "config.json"
 OF_LORA = ("lora", "lora_rank", "lora_scaling", "lora_name")  # keys of Moshi's config
 
 
@@ -32,7 +34,7 @@ def export(lm: LMModel, settings: Settings, lm_config: dict[str, Any], run_dir: 
     `model.safetensors`, as moshi's loaders read them.
     """
     paths = settings.moshi_paths
-    save_adapter(lm, run_dir / "adapter", paths.moshi_path or paths.hf_repo_id)
+    save_adapter(lm, run_dir / ADAPTER, paths.moshi_path or paths.hf_repo_id)
     if not settings.tunes_moshi:
         return
     lora, dtype = settings.lora, getattr(torch, settings.param_dtype)
@@ -45,15 +47,15 @@ def export(lm: LMModel, settings: Settings, lm_config: dict[str, Any], run_dir: 
         if (_of_lora(name, lora.ft_embed) if apart else f".{SLOT}." not in name)
     }
     config = {key: value for key, value in lm_config.items() if key not in OF_LORA}
-    weights = "model.safetensors"
+    weights = WEIGHTS
     if apart:
-        weights = "lora.safetensors"
+        weights = LORA
         config |= {"lora": True, "lora_rank": lora.rank, "lora_scaling": lora.scaling}
     text = json.dumps(config, indent=2) + "\n"
     write_whole(
         {
             run_dir / weights: lambda path: save_file(tensors, path),
-            run_dir / "config.json": lambda path: path.write_text(text, encoding="utf-8"),
+            run_dir / CONFIG: lambda path: path.write_text(text, encoding="utf-8"),
         }
     )
 

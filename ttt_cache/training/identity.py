@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PIECES, PIECE = 4096, 4096  # bytes
 
@@ -40,10 +41,10 @@ def weights(path: Path) -> Source:
     return Source(str(path), digest.hexdigest())
 
 
-def recordings(manifest: str, fingerprint: Mapping[str, str]) -> Source:
-    """A data set, by the fingerprint of its token cache."""
-    text = json.dumps(fingerprint, sort_keys=True)
-    return Source(manifest, hashlib.sha256(text.encode()).hexdigest())
+def described(file: str, facts: Any) -> Source:
+    """What is known by plain JSON values: a config, a data set by its token cache's fingerprint."""
+    text = json.dumps(facts, sort_keys=True)
+    return Source(file, hashlib.sha256(text.encode()).hexdigest())
 
 
 def check_same(began_with: Mapping[str, str], sources: Mapping[str, Source], run_dir: Path) -> None:
@@ -53,8 +54,13 @@ def check_same(began_with: Mapping[str, str], sources: Mapping[str, Source], run
         began_with: identities by the keys of `sources`.
 
     Raises:
-        ValueError: one is another; the message names key and file.
+        ValueError: one is another, or one too few or too many; the message names key and file.
     """
+    if gone := sorted(began_with.keys() - sources.keys()):
+        raise ValueError(
+            f"{gone[0]}: not given, but the run in {run_dir} began with one; put that back, or "
+            "give another run_dir"
+        )
     for key, source in sources.items():
         if began_with.get(key) != source.identity:
             raise ValueError(

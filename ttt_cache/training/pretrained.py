@@ -18,6 +18,7 @@ from .settings import Paths
 
 Codec = tuple[MimiModel, SentencePieceProcessor]
 
+OF_MACHINE = ("allocate memory", "CUDA")  # in errors that say nothing of a file
 SHOWN = 300  # characters of an error; Moshi's list every weight that is missing
 
 
@@ -109,8 +110,10 @@ def _check_object(path: str) -> None:
 def _named(key: str, file: object, what: str) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries that read these files have no common type
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in OF_MACHINE):
+            raise
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{key}: {file} is damaged, or no {what}: {said[:SHOWN]}") from error

@@ -9,25 +9,34 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ttt_cache.files import write_whole
 
 from .board import NAME as TENSORBOARD
 from .checkpoint import ADAPTER, checkpoints
 from .checkpoint import FOLDER as CHECKPOINTS
 from .data.lock import only_writer
+from .export import CONFIG, LORA, WEIGHTS
 from .metrics import NAME as METRICS
 from .metrics import read_metrics
+from .picture import PICTURE
 from .recorder import WANDB_ID
-from .settings import Settings
+from .settings import Paths, Settings
+from .summary import NAME as SUMMARY
 
 NAME = "settings.json"
 # What a run writes and may write anew. Tokenised recordings are not among it: they took hours.
-OURS = (CHECKPOINTS, METRICS, TENSORBOARD, WANDB_ID, ADAPTER, "lora.safetensors")
-OURS += ("model.safetensors", "config.json", "training.png", "summary.md")
+OURS = (CHECKPOINTS, METRICS, TENSORBOARD, WANDB_ID, PICTURE, SUMMARY)
+RESULTS = (ADAPTER, LORA, WEIGHTS)
+OURS += (*RESULTS, CONFIG)
 # Keys that may differ between a run and its continuation. They change no step: only what of the
 # steps is shown and kept, and where. Rows may be spread anew over microbatches and processes.
 FREE = {"run_dir", "overwrite_run_dir", "ttt_cache.codes_dir", "log_freq", "eval_freq", "do_eval"}
 FREE |= {"do_ckpt", "ckpt_freq", "num_ckpt_keep", "save_adapters", "batch_size", "num_microbatches"}
+# Where that lies whose content is compared: see `Run._sources`, and the token cache for the codec.
+FREE |= {"data.train_data", "data.eval_data", "ttt_cache.adapter"}
+FREE |= {f"moshi_paths.{name}" for name in Paths.model_fields if name != "hf_repo_id"}
 
 
 def open_run(settings: Settings, rows: int, stack: ExitStack) -> Path | None:
@@ -57,7 +66,7 @@ def open_run(settings: Settings, rows: int, stack: ExitStack) -> Path | None:
         _write(settings, rows)
     elif settings.overwrite_run_dir:
         _spare_inputs(settings)
-    elif checkpoints(run_dir) or (run_dir / METRICS).exists():
+    elif _left(run_dir):
         _same(theirs, _described(settings, rows), run_dir)
         _spare_results(settings)
     return begins_at(settings)
@@ -82,15 +91,15 @@ def begin_run(settings: Settings, rows: int) -> None:
 
 
 def _record(run_dir: Path) -> dict[str, Any] | None:
-    """The settings of the run in a folder, `None` if there is nothing in it."""
+    """The settings of the run in a folder, `None` if there is nothing in it that a run removes."""
     if not run_dir.exists():
         return None
     if not run_dir.is_dir():
         raise ValueError(f"run_dir {run_dir} must be a folder")
     path, refused = run_dir / NAME, f"run_dir {run_dir} must be empty or hold a run"
     if not path.is_file():
-        if any(not other.name.startswith(".") for other in run_dir.iterdir()):
-            raise ValueError(f"{refused}; it has no {NAME}")
+        if left := _left(run_dir):
+            raise ValueError(f"{refused}; it has {left[0]}, but no {NAME}")
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -99,6 +108,11 @@ def _record(run_dir: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not {"rows", "data", "ttt_cache"} <= record.keys():
         raise ValueError(f"{refused}; {path} is not of a run")
     return record
+
+
+def _left(run_dir: Path) -> list[str]:
+    """What is there that a run writes, and another one would remove."""
+    return [name for name in OURS if os.path.lexists(run_dir / name)]
 
 
 def _described(settings: Settings, rows: int) -> dict[str, Any]:
@@ -113,13 +127,22 @@ def _write(settings: Settings, rows: int) -> None:
 
 
 def _same(theirs: dict[str, Any], ours: dict[str, Any], run_dir: Path) -> None:
-    here, there = _flat(ours), _flat(theirs)
+    here, there = _flat(ours), _flat(_completed(theirs))
     for key in sorted((here.keys() | there.keys()) - FREE):
         if here.get(key) != there.get(key):
             raise ValueError(
                 f"{key} is {here.get(key)!r}, but the run in {run_dir} began with "
                 f"{there.get(key)!r}; give another run_dir, or overwrite_run_dir: true"
             )
+
+
+def _completed(theirs: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of keys that there were not yet when the run began."""
+    try:
+        settings = Settings.model_validate({k: v for k, v in theirs.items() if k != "rows"})
+    except ValidationError:  # of a key or value that there is no more: it will be named
+        return theirs
+    return _described(settings, theirs["rows"])
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -138,8 +161,11 @@ def _spare_results(settings: Settings) -> None:
     A run that was to have checkpoints, and was killed before the first, has nothing to lose.
     """
     run_dir = Path(settings.run_dir)
-    lost = (run_dir / ADAPTER).exists() or not settings.do_ckpt
-    if lost and not checkpoints(run_dir) and read_metrics(run_dir / METRICS):
+    if checkpoints(run_dir):
+        return
+    lost = any(os.path.lexists(run_dir / name) for name in RESULTS)
+    metrics = run_dir / METRICS
+    if lost or (not settings.do_ckpt and metrics.exists() and read_metrics(metrics)):
         raise ValueError(
             f"run_dir {run_dir} holds a run that left no checkpoint to go on from; give another "
             "run_dir, or overwrite_run_dir: true to begin anew"
