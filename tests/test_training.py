@@ -257,7 +257,7 @@ def test_distillation_in_bfloat16(folder):
     for dtype in ("bfloat16", "float32"):
         make(folder, f"distil-{dtype}", {"train": "distill"}, param_dtype=dtype).train()
         AcceleratorState._reset_state(reset_partial_state=True)
-        losses.append([record["error"] for record in figures(folder, f"distil-{dtype}")])
+        losses.append([record["error/0"] for record in figures(folder, f"distil-{dtype}")])
     assert losses[0] == pytest.approx(losses[1], rel=5e-2)
 
 
