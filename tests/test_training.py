@@ -252,13 +252,11 @@ def test_bfloat16_with_float32_masters(folder):
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
-def test_distillation_in_bfloat16(folder):
-    losses = []
-    for dtype in ("bfloat16", "float32"):
-        make(folder, f"distil-{dtype}", {"train": "distill"}, param_dtype=dtype).train()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        losses.append([record["error/0"] for record in figures(folder, f"distil-{dtype}")])
-    assert losses[0] == pytest.approx(losses[1], rel=5e-2)
+def test_distillation_in_bfloat16_learns(folder):
+    stage = {"train": "distill", "steps": 20, "lr": 1e-2}
+    make(folder, "distil", stage, param_dtype="bfloat16").train()
+    errors = [record["error/0"] for record in figures(folder, "distil")]
+    assert sum(errors[-5:]) < sum(errors[:5]) < 5
 
 
 def test_looks_at_the_gates_are_logged_whatever_log_freq(folder):
