@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from moshi.models.loaders import CheckpointInfo, _lm_kwargs
+from moshi.models.loaders import _lm_kwargs
 
-from ttt_cache.adapter import locate
 from ttt_cache.version import __version__
 
 from . import identity
@@ -86,7 +85,9 @@ class Run:
         self.facts = LMFacts.of(self.lm)
         self.data, self.eval_data = self._data(opened)
         check_sessions(settings, self.handle, max(self.data.frames))
-        self.sources = self._sources(info)
+        sets = {"train_data": self.data, "eval_data": self.eval_data}
+        fingerprints = {key: s.cache.fingerprint for key, s in sets.items() if s is not None}
+        self.sources = identity.sources(settings, info, fingerprints)
         if self.position is not None:
             identity.check_same(self.position["made_from"], self.sources, self.run_dir)
 
@@ -95,27 +96,6 @@ class Run:
             return begins_at(self.settings)
         check_installed(self.settings.wandb.model_dump())
         return open_run(self.settings, self.rows, stack)
-
-    def _sources(self, info: CheckpointInfo) -> dict[str, identity.Source]:
-        """What the run reads, by key."""
-        given, paths = self.settings.data, self.settings.moshi_paths
-        config = paths.config_path or f"config.json of {paths.hf_repo_id}"
-        sources = {
-            "moshi_paths": identity.weights(info.moshi_weights),
-            "moshi_paths.config_path": identity.described(config, info.raw_config),
-        }
-        if info.lora_weights is not None:
-            sources["moshi_paths, LoRA"] = identity.weights(info.lora_weights)
-        if self.settings.ttt_cache.adapter is not None:  # it brings the settings of the patch too
-            for path in locate(self.settings.ttt_cache.adapter):
-                sources[f"ttt_cache.adapter, {path.name}"] = identity.weights(path)
-        sets = {"train_data": (given.train_data, self.data)}
-        if self.eval_data is not None:
-            sets["eval_data"] = (given.eval_data, self.eval_data)
-        for key, (manifest, sessions) in sets.items():
-            made_from = sessions.cache.fingerprint
-            sources[f"data.{key}"] = identity.described(manifest, made_from)
-        return sources
 
     def _on_main_first(self, make: Callable[[], T]) -> T:
         """What `make` gives on the main process, then on the others, which find it done."""

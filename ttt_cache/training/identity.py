@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moshi.models.loaders import CheckpointInfo
+
+from ttt_cache.adapter import locate
+
+from .settings import Settings
+
 PIECES, PIECE = 4096, 4096  # bytes
 
 
@@ -23,6 +29,31 @@ class Source:
 
     file: str
     identity: str
+
+
+def sources(
+    settings: Settings, info: CheckpointInfo, fingerprints: Mapping[str, Mapping[str, str]]
+) -> dict[str, Source]:
+    """What a run reads, by key.
+
+    Args:
+        fingerprints: of the token caches, by their keys in the block `data`. They are of Mimi and
+            the text tokenizer too.
+    """
+    paths = settings.moshi_paths
+    config = paths.config_path or f"config.json of {paths.hf_repo_id}"
+    found = {
+        "moshi_paths": weights(info.moshi_weights),
+        "moshi_paths.config_path": described(config, info.raw_config),
+    }
+    if info.lora_weights is not None:
+        found["moshi_paths, LoRA"] = weights(info.lora_weights)
+    if settings.ttt_cache.adapter is not None:  # it brings the settings of the patch too
+        for path in locate(settings.ttt_cache.adapter):
+            found[f"ttt_cache.adapter, {path.name}"] = weights(path)
+    for key, fingerprint in fingerprints.items():
+        found[f"data.{key}"] = described(getattr(settings.data, key), fingerprint)
+    return found
 
 
 def weights(path: Path) -> Source:

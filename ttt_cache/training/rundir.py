@@ -34,7 +34,7 @@ OURS += (*RESULTS, CONFIG)
 # steps is shown and kept, and where. Rows may be spread anew over microbatches and processes.
 FREE = {"run_dir", "overwrite_run_dir", "ttt_cache.codes_dir", "log_freq", "eval_freq", "do_eval"}
 FREE |= {"do_ckpt", "ckpt_freq", "num_ckpt_keep", "save_adapters", "batch_size", "num_microbatches"}
-# Where that lies whose content is compared: see `Run._sources`, and the token cache for the codec.
+# Where that lies whose content is compared: see `identity.sources`.
 FREE |= {"data.train_data", "data.eval_data", "ttt_cache.adapter"}
 FREE |= {f"moshi_paths.{name}" for name in Paths.model_fields if name != "hf_repo_id"}
 
