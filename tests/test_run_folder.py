@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_the_config_that_it_began_with(folder, half):
     other = folder / "other config.json"
     other.write_text(json.dumps(config | {"max_period": 500}))
     paths["config_path"] = str(other)
-    words = ["moshi_paths.config_path", str(other), "began with"]
+    words = ["moshi_paths.config_path", str(other), "is not what the run"]
     refused(folder, half.name, *words, moshi_paths=paths)
 
 
