@@ -184,7 +184,8 @@ def test_an_adapter_has_the_loss_of_its_run(folder):
     assert run.eval_data is not None
     losses = evaluate(run.accelerator, lm, handle, run.eval_data, 16, run.weights)
     said = figures(folder, "evaluated")[-1]
-    assert {f"eval/{name}": loss for name, loss in losses.items()}.items() <= said.items()
+    # Torch folds the products of weights that do not require gradients in another way.
+    assert {name: said[f"eval/{name}"] for name in losses} == pytest.approx(losses, rel=1e-6)
     assert run.before["loss"] != losses["loss"]
     page = (folder / "evaluated" / "summary.md").read_text()
     assert f"| this run | {losses['loss']:.4f} |" in page
