@@ -1,0 +1,91 @@
+"""Train the testbed's Moshi from scratch and write it in Moshi's own file formats.
+
+    python benchmarks/make_testbed.py            # about 30 minutes on two cores
+
+Sequences grow to the model's context, 1,024 frames, all levels of the stream mixed
+(`ttt_cache/testbed/stream.py`). The loss is Moshi's: text, and audio through the depformer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from moshi.models.lm import LMModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ttt_cache.files import write_whole
+from ttt_cache.testbed.model import CONFIG
+from ttt_cache.testbed.stream import LEVELS, NONE, Batch, draw
+from ttt_cache.testbed.vocabulary import PADDING
+from ttt_cache.training.schedule import optimizer_for
+
+STAGES = ((64, 64, 700), (128, 32, 400), (256, 16, 400), (512, 8, 900), (1024, 4, 500))
+LR, WEIGHT_DECAY, PCT_START, MAX_NORM = 1.5e-3, 0.01, 0.1, 1.0
+PADDING_WEIGHT, AUDIO_WEIGHT = 0.05, 0.25
+LOGGED = 25  # steps
+
+
+def loss_of(model: LMModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss, and the share of right answers."""
+    out = model(batch.codes)
+    text, logits = batch.codes[:, 0], out.text_logits[:, 0]
+    each = F.cross_entropy(logits.flatten(0, 1), text.flatten(), reduction="none")
+    weight = torch.where(text == PADDING, PADDING_WEIGHT, 1.0).flatten()
+    told = batch.codes[:, 1 : 1 + model.dep_q]
+    audio = F.cross_entropy(out.logits[out.mask], told[out.mask])
+    asked = batch.answer != NONE
+    right = (logits.argmax(-1) == batch.answer)[asked].float().mean()
+    return (each * weight).sum() / weight.sum() + AUDIO_WEIGHT * audio, right
+
+
+def train(model: LMModel, seed: int) -> float:
+    """Returns the seconds that it took."""
+    steps = sum(stage[2] for stage in STAGES)
+    optimizer, schedule = optimizer_for(
+        list(model.parameters()), LR, WEIGHT_DECAY, steps, PCT_START
+    )
+    rng, begin, done, seen = random.Random(f"base {seed}"), time.perf_counter(), 0, []
+    for frames, rows, count in STAGES:
+        for _ in range(count):
+            loss, right = loss_of(model, draw(rows, frames, list(LEVELS.values()), rng))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+            optimizer.step()
+            schedule.step()
+            done += 1
+            seen.append((loss.item(), right.item()))
+            if done % LOGGED == 0:
+                mean = torch.tensor(seen).mean(0).tolist()
+                spent = time.perf_counter() - begin
+                print(f"{frames} frames, step {done} of {steps}, {spent:.0f} s: "
+                      f"loss {mean[0]:.4f}, right answers {mean[1]:.4f}", flush=True)
+                seen.clear()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(given.seed)
+    model = LMModel(**CONFIG)
+    spent = train(model, given.seed)
+    given.out.mkdir(parents=True, exist_ok=True)
+    made = {"seed": str(given.seed), "seconds": f"{spent:.0f}", "stages": json.dumps(STAGES)}
+    weights = given.out / "model.safetensors"
+    write_whole({weights: lambda path: save_file(model.state_dict(), path, made)})
+
+
+if __name__ == "__main__":
+    main()
