@@ -1,0 +1,1 @@
+"""What the memory is worth beside its controls, and what it costs."""

@@ -1,0 +1,169 @@
+"""Adapters that an evaluation needs: trained once, kept, and reused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from moshi.models.lm import LMModel
+from torch import Tensor, nn
+
+from ttt_cache.adapter import CONFIG_NAME, WEIGHTS_NAME, save_adapter
+from ttt_cache.config import CacheConfig
+from ttt_cache.patch import adapter_parameters, patch
+from ttt_cache.training.distill import distill
+
+from .arms import described
+from .checkpoint import key_of, lock
+from .recipe import Course, Recipe
+from .tune import tune
+
+if TYPE_CHECKING:
+    from .source import Source
+
+HISTORY = "training.json"
+FORMAT = 1  # changes when the same recipe no longer gives the same adapter
+
+_hashes: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def adapter_for(
+    lm: LMModel,
+    source: Source,
+    settings: Mapping[str, Any],
+    recipe: Recipe,
+    folder: Path,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """The adapter that this recipe gives, trained now unless it was before.
+
+    It stands in a folder named after everything that makes it: the weights of the base model, the
+    settings, the recipe, the source and the seed. A training that is killed leaves nothing there.
+
+    Args:
+        lm: not patched; it is not patched afterwards either, and its weights are as they were.
+        folder: where adapters are kept; made if needed.
+
+    Returns:
+        the adapter's folder, for `ttt_cache.load_adapter`; beside it stands `training.json`.
+
+    Raises:
+        ValueError: the settings do not fit the model, or leave nothing to train.
+        RuntimeError: a loss was not finite.
+    """
+    config = CacheConfig.from_fields(settings)
+    made = {
+        "format": FORMAT,
+        "base": base_hash(lm),
+        "settings": described(lm, config),
+        "recipe": asdict(recipe),
+        "source": source.name,
+        "seed": seed,
+    }
+    kept = folder / key_of(made)
+    with lock(folder / f".{kept.name}.lock"):
+        if not kept.exists():
+            with _whole(kept) as unfinished:
+                began = time.perf_counter()
+                history = _train(lm, source, config, recipe, seed, unfinished, progress)
+                history |= {"made": made, "seconds": time.perf_counter() - began}
+                history["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+                (unfinished / HISTORY).write_text(json.dumps(history) + "\n", encoding="utf-8")
+    return kept
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which is renamed to `folder` once it is complete, and else removed."""
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".training-"))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)  # mkdtemp's folders are for their owner only
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _train(
+    lm: LMModel,
+    source: Source,
+    config: CacheConfig,
+    recipe: Recipe,
+    seed: int,
+    folder: Path,
+    progress: bool,
+) -> dict[str, Any]:
+    """Writes the adapter into `folder`; returns what was seen on the way."""
+    frozen = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+    lm.requires_grad_(False)
+    history: dict[str, Any] = {"distill": {}, "tune": []}
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            handle = patch(lm, config=config)
+        with handle:
+            if not adapter_parameters(lm):
+                raise ValueError(f"settings: memory={config.memory!r} has nothing to train")
+            if recipe.distill.steps:
+                history["distill"] = _distill(lm, source, recipe.distill, seed, progress)
+            if recipe.tune.steps:
+                batches = _batches(source, recipe.tune, seed + 1)
+                history["tune"] = tune(lm, handle, batches, recipe, progress)
+            save_adapter(lm, folder)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    return history
+
+
+def _distill(
+    lm: LMModel, source: Source, course: Course, seed: int, progress: bool
+) -> dict[int, list[float]]:
+    device = next(lm.parameters()).device
+    batches = ((codes.to(device),) for codes in _batches(source, course, seed))
+    given = {name: value for name, value in asdict(course).items() if name != "stages"}
+    return distill(lm, batches, steps=course.steps, progress=progress, **given).errors
+
+
+def _batches(source: Source, course: Course, seed: int) -> Iterator[Tensor]:
+    """Every stage draws conversations of its own."""
+    return chain.from_iterable(
+        source.batches(rows, frames, steps, 1000 * seed + stage)
+        for stage, (frames, rows, steps) in enumerate(course.stages)
+    )
+
+
+def base_hash(lm: nn.Module) -> str:
+    """A hash of a model's weights, without those of a patch. Kept as long as the model lives:
+    evaluation leaves its weights alone."""
+    if lm not in _hashes:
+        found = hashlib.sha256()
+        for name, tensor in sorted(lm.state_dict().items()):
+            if ".ttt_cache." not in name:
+                found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        _hashes[lm] = found.hexdigest()[:16]
+    return _hashes[lm]
+
+
+def adapter_hash(folder: Path | None) -> str | None:
+    """A hash of an adapter's files; `None` of no adapter."""
+    if folder is None:
+        return None
+    found = hashlib.sha256()
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        found.update((folder / name).read_bytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,198 @@
+"""What is compared: the memory and its controls, each a patch on the same frozen model.
+
+Every layer is patched, whatever an arm says: a layer that it leaves alone keeps its whole context
+as a window, which is stock Moshi at any length, and right for calls of several frames too, where
+stock streaming is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ttt_cache.adapter import load_adapter
+from ttt_cache.config import CacheConfig
+from ttt_cache.patch import Patch, prepare
+from ttt_cache.targets import find_transformer
+from ttt_cache.training.carry import full_context
+
+EXTENDED = 8000 / 3000  # of the context: the plan's extended context on Moshi 7B
+SINKS = 4  # as in StreamingLLM, arXiv 2309.17453
+HYBRID_LAYER = 30 / 31  # of the way up: layer 30 of Moshi 7B
+UNTRAINED_SEED = 0  # of the weights that an arm without an adapter is drawn with
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        name: as in tables, files and `--arms`.
+        about: one sentence.
+        settings: keywords of `ttt_cache.patch`.
+        trained: it is measured with an adapter that was trained; else as it is drawn.
+    """
+
+    name: str
+    about: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trained: bool = False
+
+    @property
+    def lesson(self) -> dict[str, Any]:
+        """The settings with which its adapter is trained: a memory that is reset learned nothing
+        of its own, it takes the weights of the one that is not."""
+        return {name: value for name, value in self.settings.items() if name != "reset_memory"}
+
+    @contextmanager
+    def on(self, lm: nn.Module, adapter: Path | None = None) -> Iterator[Patch]:
+        """Within it `lm` is this arm; then it is stock Moshi again.
+
+        Args:
+            adapter: folder of the trained weights; required where `trained`, else unwanted.
+
+        Raises:
+            ValueError: there is no adapter, or one of other settings; or as `ttt_cache.patch`.
+            RuntimeError: `lm` is patched already, or streaming.
+        """
+        if self.trained != (adapter is not None):
+            wanted = "an adapter" if self.trained else "no adapter"
+            raise ValueError(f"adapter: {self.name} takes {wanted}, got {adapter}")
+        given = _drawn(lm, self.settings) if adapter is None else self._loaded(lm, adapter)
+        with Patch(lm, given.config, full_context(given) | given.caches).install() as handle:
+            yield handle
+
+    def _loaded(self, lm: nn.Module, adapter: Path) -> Patch:
+        """The weights of an adapter under this arm's settings, not installed."""
+        with load_adapter(lm, adapter) as handle:
+            trained = handle
+        wanted = CacheConfig.from_fields(self.settings)
+        if not same_settings(lm, trained.config, replace(wanted, reset_memory=False)):
+            raise ValueError(
+                f"adapter: {adapter} was trained with other settings than those of {self.name}"
+            )
+        if wanted.reset_memory:
+            own = prepare(lm, replace(trained.config, reset_memory=True))
+            for layer, cache in own.caches.items():
+                cache.load_state_dict(trained.caches[layer].state_dict())
+            return own
+        return trained
+
+
+def _drawn(lm: nn.Module, settings: Mapping[str, Any]) -> Patch:
+    """A patch with the same random weights every time, not installed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(UNTRAINED_SEED)
+        return prepare(lm, CacheConfig.from_fields(settings))
+
+
+def same_settings(lm: nn.Module, one: CacheConfig, other: CacheConfig) -> bool:
+    """Whether two configs mean the same on a model; a preset's name, and `bptt`, mean nothing."""
+    return described(lm, one) == described(lm, other)
+
+
+def described(lm: nn.Module, config: CacheConfig) -> dict[str, Any]:
+    """A config as JSON, with what says the same written the same."""
+    layers = len(find_transformer(lm).layers)
+    chosen = range(layers) if config.layers is None else (n % layers for n in config.layers)
+    plain = replace(config, layers=tuple(sorted(chosen)), preset=None, bptt=None)
+    return {name: _plain(value) for name, value in plain.to_json().items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in sorted(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def context_of(lm: nn.Module) -> int:
+    """Frames in the ring of stock Moshi; of its first layer."""
+    context = find_transformer(lm).layers[0].self_attn.context  # type: ignore[union-attr]
+    if not isinstance(context, int):
+        raise ValueError("model must have a context to be compared with, got context=None")
+    return context
+
+
+def hybrid_layer(layers: int) -> int:
+    """The plan's layer 30 of 32, in a model of `layers` layers."""
+    return round(HYBRID_LAYER * (layers - 1))
+
+
+def controls(context: int, layers: int, settings: Mapping[str, Any], frames: int) -> dict[str, Arm]:
+    """The memory with these settings beside every control of the plan, by name.
+
+    Args:
+        context: frames in stock Moshi's ring.
+        layers: of the model.
+        settings: of the memory: keywords of `ttt_cache.patch`.
+        frames: of the longest conversation: what full context has to hold.
+    """
+    whole = CacheConfig.from_fields(settings)
+    kept = {name: settings[name] for name in ("layers", "recent", "chunk") if name in settings}
+    hybrid = {
+        name: settings[name]
+        for name in ("memory_heads", "memory_dim", "hidden_dim", "chunk")
+        if name in settings
+    }
+    window = {**kept, "memory": "none"}
+    slots = {**settings, "gate": "joint", "source": "hidden", "read": "virtual"}
+    arms = [
+        Arm("full", "every frame is kept", {"memory": "none", "recent": max(frames, context)}),
+        Arm("stock", f"Moshi's own ring of {context} frames", {"memory": "none", "recent": None}),
+        Arm(
+            "extended",
+            f"a ring of {round(EXTENDED * context)} frames, beyond what the model was trained with",
+            {"memory": "none", "recent": round(EXTENDED * context)},
+        ),
+        Arm(
+            "window",
+            "the frames that the memory's layers see exactly, and nothing of the memory",
+            # A memory without a share in the output: so the window waits for chunks as theirs does.
+            {**kept, "memory": "mean", "gate": "fixed", "alpha": 1.0},
+        ),
+        Arm(
+            "longest",
+            "a window that always has as many frames as theirs has at its longest",
+            {**window, "recent": _longest(whole)},
+        ),
+        Arm("sinks", f"the window and the first {SINKS} frames", {**window, "sinks": SINKS}),
+        Arm("mean", "one token: the mean of what is older", {**kept, "memory": "mean"}),
+        Arm(
+            "cluster",
+            "running clusters of what is older, without training",
+            {**kept, "memory": "cluster", "virtual": whole.virtual},
+        ),
+        Arm(
+            "random",
+            "random virtual tokens, the same for every input",
+            {**slots, "memory": "random"},
+        ),
+        Arm(
+            "reset",
+            "the trained memory, put back to its start before every read",
+            {**settings, "reset_memory": True},
+            trained=True,
+        ),
+        Arm(
+            "hybrid",
+            "stock attention, then a gated TTT-MLP on its output, in one layer",
+            {**hybrid, "preset": "hybrid", "layers": (hybrid_layer(layers),)},
+            trained=True,
+        ),
+        Arm("hierarchical", "the window and the trained memory", settings, trained=True),
+    ]
+    return {arm.name: arm for arm in arms}
+
+
+def _longest(config: CacheConfig) -> Any:
+    """Frames that a window with a memory holds just before a chunk leaves it."""
+    waiting = 0 if config.write == "arrived" else config.chunk - 1
+    if isinstance(config.recent, Mapping):
+        return {layer: frames + waiting for layer, frames in config.recent.items()}
+    return None if config.recent is None else config.recent + waiting

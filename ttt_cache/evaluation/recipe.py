@@ -1,0 +1,77 @@
+"""How an adapter is trained for an evaluation: the numbers, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ttt_cache.checks import real_number
+
+
+@dataclass(frozen=True)
+class Course:
+    """Steps of AdamW over one cycle of the learning rate.
+
+    Args:
+        stages: frames of a sequence, sequences in a step and steps, one stage after the other.
+        lr: the highest learning rate.
+        pct_start: share of the steps in which it rises.
+        max_norm: gradients are clipped to this norm.
+    """
+
+    stages: tuple[tuple[int, int, int], ...]
+    lr: float
+    weight_decay: float = 0.0
+    pct_start: float = 0.05
+    max_norm: float = 1.0
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for _, _, steps in self.stages)
+
+    def scaled(self, share: float) -> Course:
+        """The same with a share of the steps of every stage."""
+        stages = ((frames, rows, round(steps * share)) for frames, rows, steps in self.stages)
+        return replace(self, stages=tuple(stage for stage in stages if stage[2]))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Layer-wise distillation, then training end to end.
+
+    Args:
+        distill: each layer learns to answer as full context would (`ttt_cache.distill`).
+        tune: the memory learns by the model's own predictions.
+        moshi: share of Moshi's loss in what is tuned on; the rest is the divergence from what
+            stock Moshi, with its whole context, predicts.
+        text_padding: weight of text padding, as moshi-finetune's `text_padding_weight`.
+        audio: weight of audio beside text.
+    """
+
+    distill: Course
+    tune: Course
+    moshi: float = 0.0
+    text_padding: float = 0.05
+    audio: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("moshi", "text_padding"):
+            real_number(name, getattr(self, name), 0, 1)
+        real_number("audio", self.audio, 0)
+
+    @property
+    def steps(self) -> int:
+        return self.distill.steps + self.tune.steps
+
+    def scaled(self, share: float) -> Recipe:
+        """The same with a share of the steps."""
+        return replace(self, distill=self.distill.scaled(share), tune=self.tune.scaled(share))
+
+
+# Of the shipped adapters, and of controls that are trained.
+DEFAULT = Recipe(
+    distill=Course(((320, 4, 400), (1024, 2, 200)), lr=3e-3),
+    tune=Course(((512, 4, 400), (1024, 2, 400)), lr=2e-3),
+)
+
+# Of every point of a sweep: alike, so that points compare, and short, since there are many.
+SWEEP = DEFAULT
