@@ -1,6 +1,6 @@
 """Train the testbed's Moshi from scratch and write it in Moshi's own file formats.
 
-    python benchmarks/make_testbed.py            # about 30 minutes on two cores
+    python benchmarks/make_testbed.py            # writes out/testbed, about 30 minutes on two cores
 
 Sequences grow to the model's context, 1,024 frames, all levels of the stream mixed
 (`ttt_cache/testbed/stream.py`). The loss is Moshi's: text, and audio through the depformer.
@@ -9,7 +9,6 @@ Sequences grow to the model's context, 1,024 frames, all levels of the stream mi
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from pathlib import Path
@@ -17,10 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from moshi.models.lm import LMModel
-from safetensors.torch import save_file
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ttt_cache.files import write_whole
+from ttt_cache.testbed.files import write
 from ttt_cache.testbed.model import CONFIG
 from ttt_cache.testbed.stream import LEVELS, NONE, Batch, draw
 from ttt_cache.testbed.vocabulary import PADDING
@@ -45,13 +45,14 @@ def loss_of(model: LMModel, batch: Batch) -> tuple[Tensor, Tensor]:
     return (each * weight).sum() / weight.sum() + AUDIO_WEIGHT * audio, right
 
 
-def train(model: LMModel, seed: int) -> float:
+def train(model: LMModel, seed: int, bar: Progress) -> float:
     """Returns the seconds that it took."""
-    steps = sum(stage[2] for stage in STAGES)
+    steps = sum(count for *_, count in STAGES)
     optimizer, schedule = optimizer_for(
         list(model.parameters()), LR, WEIGHT_DECAY, steps, PCT_START
     )
     rng, begin, done, seen = random.Random(f"base {seed}"), time.perf_counter(), 0, []
+    task = bar.add_task("", total=steps)
     for frames, rows, count in STAGES:
         for _ in range(count):
             loss, right = loss_of(model, draw(rows, frames, list(LEVELS.values()), rng))
@@ -62,29 +63,32 @@ def train(model: LMModel, seed: int) -> float:
             schedule.step()
             done += 1
             seen.append((loss.item(), right.item()))
+            bar.update(task, description=f"{frames} frames", completed=done)
             if done % LOGGED == 0:
-                mean = torch.tensor(seen).mean(0).tolist()
+                loss, right = torch.tensor(seen).mean(0).tolist()
                 spent = time.perf_counter() - begin
-                print(f"{frames} frames, step {done} of {steps}, {spent:.0f} s: "
-                      f"loss {mean[0]:.4f}, right answers {mean[1]:.4f}", flush=True)
+                bar.console.print(
+                    f"{frames} frames, step {done} of {steps}, {spent:.0f} s: "
+                    f"loss {loss:.4f}, right answers {right:.4f}"
+                )
                 seen.clear()
     return time.perf_counter() - begin
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("out/testbed"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(given.seed)
     model = LMModel(**CONFIG)
-    spent = train(model, given.seed)
-    given.out.mkdir(parents=True, exist_ok=True)
-    made = {"seed": str(given.seed), "seconds": f"{spent:.0f}", "stages": json.dumps(STAGES)}
-    weights = given.out / "model.safetensors"
-    write_whole({weights: lambda path: save_file(model.state_dict(), path, made)})
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        seconds = train(model, given.seed, bar)
+    write(model, given.out, {"seed": given.seed, "seconds": round(seconds), "stages": STAGES})
+    print(f"written: {given.out}")
 
 
 if __name__ == "__main__":
