@@ -23,8 +23,9 @@ CARD = 72
 TEXT, MOSHI, MOSHI_VOICE, USER, USER_VOICE = range(5)
 DELAYS = [0, 0, 1, 0, 1]
 
-_NAMES = """amber apple arrow basil cedar cloud coral daisy delta ember fable flint grape hazel ivory
-jade lemon lilac mango maple ocean olive onyx pearl plum quartz raven ruby sage tulip umber violet"""
+_NAMES = """amber apple arrow basil cedar cloud coral daisy delta ember fable flint grape hazel
+ivory jade lemon lilac mango maple ocean olive onyx pearl plum quartz raven ruby sage tulip umber
+violet"""
 _FILLERS = "and but so well then there here now when while with from about into over again"
 _FACTS = "boat book bowl chair coat cup door flag hat house kite lamp ring shoe table wall"
 NAMES, FILLERS, FACTS = _NAMES.split(), _FILLERS.split(), _FACTS.split()  # values, words, keys
