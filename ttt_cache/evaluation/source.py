@@ -1,0 +1,100 @@
+"""Where the conversations of an evaluation come from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ttt_cache.checks import whole_number
+from ttt_cache.testbed import vocabulary as v
+from ttt_cache.testbed.stream import LEVELS, NONE, Conversation, Level, collate, draw
+
+SEGMENT = 256  # frames that are in memory, and go through a model, at a time
+MARKS = "answer", "age", "load", "rewritten"  # of the testbed's frames
+
+
+class Piece(NamedTuple):
+    """The next S frames of B conversations.
+
+    Attributes:
+        codes: int64 `[B, K, S]`, not delayed: text, Moshi's codebooks, the user's.
+        marks: what is known of each frame, int64 `[B, S]`; empty for data without marks. As in
+            `ttt_cache.testbed.stream.Frame`: `answer`, `age`, `load`, `rewritten`; and `voice`:
+            Moshi's voice where it begins to speak again, else `NONE`.
+    """
+
+    codes: Tensor
+    marks: dict[str, Tensor]
+
+
+class Source(Protocol):
+    """Conversations of any length, made or read while they are needed."""
+
+    @property
+    def name(self) -> str:
+        """Tells sources that give other conversations apart."""
+        ...
+
+    def pieces(self, rows: int, frames: int, seed: int) -> Iterator[Piece]:
+        """`rows` conversations of `frames` frames in pieces of at most `SEGMENT`, in order.
+
+        The same seed gives the same conversations.
+        """
+        ...
+
+    def batches(self, rows: int, frames: int, steps: int, seed: int) -> Iterator[Tensor]:
+        """What to train on: `steps` times codes `[rows, K, frames]` as in `Piece`."""
+        ...
+
+
+class TestbedSource:
+    """The testbed's generated stream.
+
+    Args:
+        levels: names in `ttt_cache.testbed.stream.LEVELS`, or levels; each conversation is of one
+            of them, drawn at random.
+
+    Raises:
+        ValueError: there is no level of that name, or none is given.
+    """
+
+    __test__ = False  # its name begins like a test's
+
+    def __init__(self, *levels: str | Level) -> None:
+        if not levels:
+            raise ValueError(f"levels must name at least one of {', '.join(LEVELS)}, got none")
+        for level in levels:
+            if isinstance(level, str) and level not in LEVELS:
+                raise ValueError(f"levels must be of {', '.join(LEVELS)}, got {level!r}")
+        self.levels = [LEVELS[level] if isinstance(level, str) else level for level in levels]
+        self.name = f"testbed {'+'.join(map(str, levels))}"
+
+    def pieces(self, rows: int, frames: int, seed: int) -> Iterator[Piece]:
+        """As `Source.pieces`; a row is the same whatever the number of rows and of frames."""
+        rows, frames = whole_number("rows", rows, 1), whole_number("frames", frames, 1)
+        rngs = [random.Random(f"{self.name}, seed {seed}, row {row}") for row in range(rows)]
+        return _pieces([Conversation(rng.choice(self.levels), rng) for rng in rngs], frames)
+
+    def batches(self, rows: int, frames: int, steps: int, seed: int) -> Iterator[Tensor]:
+        """As `Source.batches`: conversations from their first frame, none of them in `pieces`."""
+        rows, frames = whole_number("rows", rows, 1), whole_number("frames", frames, 1)
+        rng = random.Random(f"{self.name}, seed {seed}, lessons")
+        return (draw(rows, frames, self.levels, rng).codes for _ in range(steps))
+
+
+def _pieces(talks: list[Conversation], frames: int) -> Iterator[Piece]:
+    voices = torch.tensor([[talk.moshi_voice] for talk in talks])
+    spoken = torch.zeros(len(talks), 1, dtype=torch.bool)  # whether Moshi's voice was heard yet
+    for start in range(0, frames, SEGMENT):
+        codes, *rest = collate([talk.take(min(SEGMENT, frames - start)) for talk in talks])
+        marks: dict[str, Tensor] = dict(zip(MARKS, rest, strict=True))
+        speaks = codes[:, v.MOSHI] != v.SILENCE
+        known = torch.cat([spoken, speaks], dim=1).cummax(dim=1).values
+        begins = (marks["age"] > 0) & (marks["answer"] == NONE) & known[:, :-1]
+        marks["voice"] = torch.where(begins, voices, NONE)
+        spoken = known[:, -1:]
+        yield Piece(codes, marks)
