@@ -108,6 +108,15 @@ class Conversation:
         self._word = self.rng.randrange(v.WORDS)
         self._spoke = 0  # frame in which Moshi last spoke
         self._at = 0
+        level = self.level
+        self._kinds = {
+            self._fact: level.fact,
+            self._question: level.ask,
+            self._chat: level.chat,
+            self._silence: level.silence,
+            self._speech: level.speech,
+            self._pause: level.pause,
+        }
         self._frames = self._events()
 
     def take(self, frames: int) -> list[Frame]:
@@ -119,20 +128,15 @@ class Conversation:
         return taken
 
     def _events(self) -> Iterator[Frame]:
-        level = self.level
-        kinds = {
-            self._fact: level.fact,
-            self._question: level.ask,
-            self._chat: level.chat,
-            self._silence: level.silence,
-            self._speech: level.speech,
-            self._pause: level.pause,
-        }
         while True:
-            (event,) = self.rng.choices(list(kinds), list(kinds.values()))
-            for frame in event():
+            for frame in self._event():
                 yield frame
                 self._at += 1
+
+    def _event(self) -> Iterator[Frame]:
+        """What happens next."""
+        (event,) = self.rng.choices(list(self._kinds), list(self._kinds.values()))
+        return event()
 
     def _fact(self) -> Iterator[Frame]:
         key = self.rng.randrange(self.level.keys)
@@ -142,16 +146,24 @@ class Conversation:
         elif self.level.overwrite:
             known.value = self.rng.randrange(v.VALUES)
             known.rewritten += 1
+        yield from self._tell(key)
+
+    def _tell(self, key: int) -> Iterator[Frame]:
+        fact = self.facts[key]
         yield self._heard(v.FIRST_KEY + key)
-        known.seen = self._at
-        yield self._heard(v.FIRST_VALUE + known.value)
+        fact.seen = self._at
+        yield self._heard(v.FIRST_VALUE + fact.value)
 
     def _question(self) -> Iterator[Frame]:
-        if not self.facts:
+        # Keys beyond the level's own are for those who plan a conversation.
+        known = [key for key in self.facts if key < self.level.keys]
+        if not known:
             return
-        by_age = sorted(self.facts, key=lambda key: self.facts[key].seen)
+        by_age = sorted(known, key=lambda key: self.facts[key].seen)
         oldest = by_age[: max(1, len(by_age) // 4)]
-        key = self.rng.choice(oldest if self.rng.random() < 0.5 else by_age)
+        yield from self._ask(self.rng.choice(oldest if self.rng.random() < 0.5 else by_age))
+
+    def _ask(self, key: int) -> Iterator[Frame]:
         fact = self.facts[key]
         yield self._heard(v.ASK)
         yield self._heard(v.FIRST_KEY + key)
