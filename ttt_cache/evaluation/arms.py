@@ -1,9 +1,4 @@
-"""What is compared: the memory and its controls, each a patch on the same frozen model.
-
-Every layer is patched, whatever an arm says: a layer that it leaves alone keeps its whole context
-as a window, which is stock Moshi at any length, and right for calls of several frames too, where
-stock streaming is not.
-"""
+"""What is compared: the memory and its controls, each a patch on the same frozen model."""
 
 from __future__ import annotations
 
@@ -20,7 +15,8 @@ from ttt_cache.adapter import load_adapter
 from ttt_cache.config import CacheConfig
 from ttt_cache.patch import Patch, prepare
 from ttt_cache.targets import find_transformer
-from ttt_cache.training.carry import full_context
+
+from .recipe import HYBRID, Recipe
 
 EXTENDED = 8000 / 3000  # of the context: the plan's extended context on Moshi 7B
 SINKS = 4  # as in StreamingLLM, arXiv 2309.17453
@@ -37,12 +33,14 @@ class Arm:
         about: one sentence.
         settings: keywords of `ttt_cache.patch`.
         trained: it is measured with an adapter that was trained; else as it is drawn.
+        recipe: how that is trained, where it cannot be as others are.
     """
 
     name: str
     about: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = False
+    recipe: Recipe | None = None
 
     @property
     def lesson(self) -> dict[str, Any]:
@@ -65,7 +63,7 @@ class Arm:
             wanted = "an adapter" if self.trained else "no adapter"
             raise ValueError(f"adapter: {self.name} takes {wanted}, got {adapter}")
         given = _drawn(lm, self.settings) if adapter is None else self._loaded(lm, adapter)
-        with Patch(lm, given.config, full_context(given) | given.caches).install() as handle:
+        with given.install() as handle:
             yield handle
 
     def _loaded(self, lm: nn.Module, adapter: Path) -> Patch:
@@ -184,6 +182,7 @@ def controls(context: int, layers: int, settings: Mapping[str, Any], frames: int
             "stock attention, then a gated TTT-MLP on its output, in one layer",
             {**hybrid, "preset": "hybrid", "layers": (hybrid_layer(layers),)},
             trained=True,
+            recipe=HYBRID,
         ),
         Arm("hierarchical", "the window and the trained memory", settings, trained=True),
     ]

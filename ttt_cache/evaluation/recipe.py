@@ -1,10 +1,14 @@
-"""How an adapter is trained for an evaluation: the numbers, in one place."""
+"""How an adapter is trained for an evaluation: the numbers, in one place.
+
+Sequences are given in frames of the testbed; `stretched` makes them fit another context.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from ttt_cache.checks import real_number
+from ttt_cache.testbed.model import CONTEXT
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Course:
         """The same with a share of the steps of every stage."""
         stages = ((frames, rows, round(steps * share)) for frames, rows, steps in self.stages)
         return replace(self, stages=tuple(stage for stage in stages if stage[2]))
+
+    def stretched(self, factor: float) -> Course:
+        """The same on longer sequences."""
+        stages = ((round(frames * factor), rows, steps) for frames, rows, steps in self.stages)
+        return replace(self, stages=tuple(stages))
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,26 @@ class Recipe:
         """The same with a share of the steps."""
         return replace(self, distill=self.distill.scaled(share), tune=self.tune.scaled(share))
 
+    def stretched(self, context: int) -> Recipe:
+        """The same for a model of another context than the testbed's: longer sequences."""
+        factor = context / CONTEXT
+        return replace(
+            self, distill=self.distill.stretched(factor), tune=self.tune.stretched(factor)
+        )
+
 
 # Of the shipped adapters, and of controls that are trained.
 DEFAULT = Recipe(
     distill=Course(((320, 4, 400), (1024, 2, 200)), lr=3e-3),
     tune=Course(((512, 4, 400), (1024, 2, 400)), lr=2e-3),
+)
+
+# Of the hybrid layer. It has the whole context, so full context has nothing to teach it: it learns by
+# Moshi's own loss, also on sequences that are longer than its ring.
+HYBRID = Recipe(
+    distill=Course((), lr=3e-3),
+    tune=Course(((1024, 2, 400), (2048, 1, 200)), lr=2e-3),
+    moshi=1.0,
 )
 
 # Of every point of a sweep: alike, so that points compare, and short, since there are many.
