@@ -139,20 +139,18 @@ class Conversation:
         return event()
 
     def _fact(self) -> Iterator[Frame]:
-        key = self.rng.randrange(self.level.keys)
+        yield from self._tell(self.rng.randrange(self.level.keys))
+
+    def _tell(self, key: int) -> Iterator[Frame]:
         known = self.facts.get(key)
         if known is None:
             known = self.facts[key] = _Fact(self.rng.randrange(v.VALUES), 0)
         elif self.level.overwrite:
             known.value = self.rng.randrange(v.VALUES)
             known.rewritten += 1
-        yield from self._tell(key)
-
-    def _tell(self, key: int) -> Iterator[Frame]:
-        fact = self.facts[key]
         yield self._heard(v.FIRST_KEY + key)
-        fact.seen = self._at
-        yield self._heard(v.FIRST_VALUE + fact.value)
+        known.seen = self._at
+        yield self._heard(v.FIRST_VALUE + known.value)
 
     def _question(self) -> Iterator[Frame]:
         # Keys beyond the level's own are for those who plan a conversation.
