@@ -1,0 +1,249 @@
+"""Cross-entropy by position in the conversation, of text, first codebook and the rest apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .forced import Scores
+from .intervals import Interval, bootstrap
+from .tally import Tally, fine, fine_edges, ratio
+
+MEASURES = "text", "first", "rest", "total"  # as in `Scores`
+SPAN = 128  # frames on each side of a window, at most, that are "just beyond" and "just before" it
+
+
+class CrossEntropy:
+    """Nats per frame, by file and position.
+
+    Memory grows with the logarithm of the length: positions have bins of their own up to 64, from
+    there on 32 to an octave.
+
+    Attributes:
+        frames: length of the longest conversation.
+        tallies: by measure: `text`, `first`, `rest` and `total`, which is nats of the whole frame.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.tallies = {measure: Tally() for measure in MEASURES}
+
+    @property
+    def files(self) -> int:
+        return self.tallies["total"].files
+
+    def add(self, scores: Scores) -> None:
+        """Count the next frames; those from `start` 0 on are of new conversations."""
+        rows, length = scores.text.shape
+        positions = torch.arange(scores.start, scores.start + length)
+        bins = fine(positions).expand(rows, -1)
+        for measure, tally in self.tallies.items():
+            tally.add(getattr(scores, measure), bins, fresh=scores.start == 0)
+        self.frames = max(self.frames, scores.start + length)
+
+    def as_json(self) -> dict[str, Any]:
+        """All that was counted, by file, fit for JSON: what comparisons are made of later."""
+        held = {measure: tally.as_json() for measure, tally in self.tallies.items()}
+        return {"frames": self.frames, **held}
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> CrossEntropy:
+        made = cls()
+        made.frames = held["frames"]
+        made.tallies = {measure: Tally.from_json(held[measure]) for measure in MEASURES}
+        return made
+
+    def mean(self, begin: int = 0, end: int | None = None, measure: str = "total") -> Interval:
+        """Nats per frame from frame `begin` to before `end`.
+
+        Raises:
+            ValueError: there is no bin from `begin` to `end`.
+        """
+        chosen = _between(self.frames, begin, end)
+        return bootstrap(lambda w: _mean(self.tallies[measure], chosen, w), self.files)
+
+    def result(self, window: int | None = None) -> dict[str, Any]:
+        """What was found, fit for JSON; figures are `[value, low, high]`, see `bootstrap`.
+
+        Args:
+            window: frames that a model sees exactly; `None` leaves out `jump` and `slope`.
+
+        Returns:
+            `files`, `frames`, `positions` (`[begin, end]` of each bin), and by measure `mean` and
+            `by_position`, nats per frame, with `jump`, the relative change of it from just before
+            the window's end to just beyond it, and `slope`, the nats by which it changes from
+            there on with every doubling of the position.
+        """
+        groups = _groups(self.frames)
+        found: dict[str, Any] = {
+            "files": self.files,
+            "frames": self.frames,
+            "positions": [list(group) for group in groups],
+        }
+        for measure, tally in self.tallies.items():
+            by_position = bootstrap(lambda w, t=tally: _by_group(t, groups, w), self.files)
+            found[measure] = {
+                "mean": self.mean(measure=measure).row(),
+                "by_position": by_position.rows(),
+            }
+            if window is not None and 0 < window < self.frames:
+                found[measure] |= {
+                    "jump": bootstrap(
+                        lambda w, t=tally: self._jump(t, window, w), self.files
+                    ).row(),
+                    "slope": slope(self, window, measure).row(),
+                }
+        return found
+
+    def _jump(self, tally: Tally, window: int, weights: Tensor) -> Tensor:
+        before, after = _sides(self.frames, window)
+        return _mean(tally, after, weights) / _mean(tally, before, weights) - 1
+
+
+def excess(
+    arm: CrossEntropy,
+    other: CrossEntropy,
+    begin: int = 0,
+    end: int | None = None,
+    measure: str = "total",
+) -> Interval:
+    """How much more nats an arm has than another, relative to the other; paired over files.
+
+    Args:
+        begin, end: frames from the first to before the last; all that both have by default.
+
+    Raises:
+        ValueError: the arms are of other conversations, or there is no bin from `begin` to `end`.
+    """
+    frames = _common(arm, other)
+    chosen = _between(frames, begin, end)
+    return bootstrap(lambda w: _excess(arm, other, measure, chosen, w), arm.files)
+
+
+def jump(arm: CrossEntropy, full: CrossEntropy, window: int, measure: str = "total") -> Interval:
+    """By how much an arm gets worse where its first frames leave the window.
+
+    The relative excess over the full-context arm in the frames just beyond the window's end, less
+    that in the frames just before it; paired over files, so that what the conversations are about
+    does not count. Just beyond and before are as many frames as the window has, at most 128.
+
+    Args:
+        window: frames that the arm sees exactly; the first frame whose prediction may lack one is
+            number `window`, from 0.
+
+    Raises:
+        ValueError: the arms are of other conversations, or these end within the window.
+    """
+    before, after = _sides(_common(arm, full), window)
+    return bootstrap(
+        lambda w: _excess(arm, full, measure, after, w) - _excess(arm, full, measure, before, w),
+        arm.files,
+    )
+
+
+def slope(arm: CrossEntropy, begin: int, measure: str = "total") -> Interval:
+    """Nats per frame that an arm gains with every doubling of the position, from `begin` on.
+
+    The least-squares line through the bins, weighted by their frames.
+    """
+    tally, chosen = arm.tallies[measure], _between(arm.frames, begin, None)
+    edges = fine_edges(tally.bins).double()
+    octaves = ((edges[:-1] + edges[1:] - 1) / 2).clamp_min(1).log2()[chosen]
+
+    def line(weights: Tensor) -> Tensor:
+        sums, counts = weights @ tally.sums[:, chosen], weights @ tally.counts[:, chosen]
+        total = counts.sum(1, keepdim=True)
+        x = octaves - (counts * octaves).sum(1, keepdim=True) / total
+        return (x * sums).sum(1) / (counts * x.square()).sum(1)
+
+    return bootstrap(line, arm.files)
+
+
+def compared(arm: CrossEntropy, full: CrossEntropy, window: int) -> dict[str, Any]:
+    """An arm beside another, both on the same conversations, fit for JSON.
+
+    Returns:
+        `positions`, and by measure `excess` of all frames that both have, `by_position`, likewise,
+        and `jump` at the window, if conversations go beyond it.
+    """
+    frames = _common(arm, full)
+    groups = _groups(frames)
+    found: dict[str, Any] = {"frames": frames, "positions": [list(group) for group in groups]}
+    for measure in MEASURES:
+
+        def by_position(weights: Tensor, measure: str = measure) -> Tensor:
+            of_arm, of_full = (_by_group(a.tallies[measure], groups, weights) for a in (arm, full))
+            return of_arm / of_full - 1
+
+        found[measure] = {
+            "excess": excess(arm, full, measure=measure).row(),
+            "by_position": bootstrap(by_position, arm.files).rows(),
+        }
+        if 0 < window < frames:
+            found[measure]["jump"] = jump(arm, full, window, measure).row()
+    return found
+
+
+def _common(arm: CrossEntropy, other: CrossEntropy) -> int:
+    """The frames that two arms have both seen."""
+    frames = min(arm.frames, other.frames)
+    whole = _between(frames, 0, None if arm.frames == other.frames else frames)
+    mine, theirs = (a.tallies["text"].counts[:, whole] for a in (arm, other))
+    if mine.shape != theirs.shape or not torch.equal(mine, theirs):
+        raise ValueError(
+            f"arms must be of the same conversations, got {arm.files} files of up to {arm.frames} "
+            f"frames and {other.files} of up to {other.frames}"
+        )
+    return frames
+
+
+def _between(frames: int, begin: int, end: int | None) -> slice:
+    """The bins that are wholly within frames from `begin` to before `end`; the last may be cut."""
+    edges = fine_edges(int(fine(torch.tensor(frames - 1))) + 1 if frames else 0)
+    first = int((edges[:-1] < begin).sum())
+    last = len(edges) - 1 if end is None or end >= frames else int((edges[1:] <= end).sum())
+    if first >= last:
+        raise ValueError(f"no bin of positions is within frames {begin} to {end} of {frames}")
+    return slice(first, last)
+
+
+def _sides(frames: int, window: int) -> tuple[slice, slice]:
+    """The bins just before and just beyond the end of a window."""
+    span = min(window, SPAN)
+    if not 0 < window < frames:
+        raise ValueError(
+            f"window must be from 1 to {frames - 1}, the conversations' end; got {window}"
+        )
+    return _between(frames, window - span, window), _between(frames, window, window + span)
+
+
+def _groups(frames: int) -> list[tuple[int, int]]:
+    """Bins to show: 8 frames up to 32, then four to an octave."""
+    edges = [0, 8, 16, 24]
+    while edges[-1] < frames:
+        octave = 2 ** (len(edges) // 4 + 4)
+        edges += [octave + quarter * octave // 4 for quarter in range(4)]
+    ends = [edge for edge in edges if edge < frames] + [frames]
+    return list(pairwise(ends))
+
+
+def _by_group(tally: Tally, groups: list[tuple[int, int]], weights: Tensor) -> Tensor:
+    frames = groups[-1][1]
+    return torch.stack([_mean(tally, _between(frames, *g), weights) for g in groups], dim=1)
+
+
+def _mean(tally: Tally, bins: slice, weights: Tensor) -> Tensor:
+    """Of each draw of files, `[n]`."""
+    sums, counts = tally.sums[:, bins].sum(1), tally.counts[:, bins].sum(1)
+    return ratio(weights @ sums, weights @ counts)
+
+
+def _excess(
+    arm: CrossEntropy, other: CrossEntropy, measure: str, bins: slice, weights: Tensor
+) -> Tensor:
+    mine, theirs = (_mean(a.tallies[measure], bins, weights) for a in (arm, other))
+    return mine / theirs - 1
