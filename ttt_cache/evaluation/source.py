@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
+from moshi.models.compression import MimiModel
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from ttt_cache.checks import whole_number
 from ttt_cache.testbed import vocabulary as v
 from ttt_cache.testbed.stream import LEVELS, NONE, Conversation, Level, collate, draw
+from ttt_cache.training.data import LMFacts, TokenCache, prepare
+from ttt_cache.training.data.sessions import join
 
 SEGMENT = 256  # frames that are in memory, and go through a model, at a time
 MARKS = "answer", "age", "load", "rewritten"  # of the testbed's frames
@@ -98,3 +103,95 @@ def _pieces(talks: list[Conversation], frames: int) -> Iterator[Piece]:
         marks["voice"] = torch.where(begins, voices, NONE)
         spoken = known[:, -1:]
         yield Piece(codes, marks)
+
+
+class RecordedSource:
+    """Recordings in moshi-finetune's format, tokenised once.
+
+    Every second recording, from the first on, is measured on, and the others are trained on, so
+    nothing is measured on what it was trained on. Recordings shorter than asked for are joined to
+    the next ones; of longer ones the first frames are taken.
+
+    Args:
+        cache: the tokenised recordings.
+        name: tells them apart from others.
+    """
+
+    def __init__(self, cache: TokenCache, name: str) -> None:
+        self.cache, self.name = cache, name
+
+    @classmethod
+    def prepare(
+        cls,
+        manifest: Path | str,
+        folder: Path | str,
+        mimi: MimiModel,
+        tokenizer: SentencePieceProcessor,
+        facts: LMFacts,
+    ) -> RecordedSource:
+        """Check and tokenise a data set, or go on with it; see `ttt_cache.training.data.prepare`.
+
+        Args:
+            manifest: moshi-finetune's jsonl.
+            folder: of the tokens.
+        """
+        cache = prepare(manifest, folder, mimi, tokenizer, facts)
+        digests = " ".join(digest[:8] for digest in cache.fingerprint.values())
+        return cls(cache, f"{Path(manifest).name} {digests}")
+
+    def pieces(self, rows: int, frames: int, seed: int) -> Iterator[Piece]:
+        """As `Source.pieces`, without marks.
+
+        Raises:
+            ValueError: the recordings are too few or too short.
+        """
+        rows, frames = whole_number("rows", rows, 1), whole_number("frames", frames, 1)
+        groups = self._groups(0, frames)
+        if len(groups) < rows:
+            raise ValueError(
+                f"{self.name}: {rows} conversations of {frames} frames were asked for, every "
+                f"second recording gives {len(groups)}; ask for fewer or shorter ones"
+            )
+        chosen = random.Random(f"{self.name}, seed {seed}").sample(groups, rows)
+        return _cut([self._codes(group, 0, frames) for group in chosen])
+
+    def batches(self, rows: int, frames: int, steps: int, seed: int) -> Iterator[Tensor]:
+        """As `Source.batches`, from anywhere in the recordings.
+
+        Raises:
+            ValueError: the recordings are too few or too short.
+        """
+        rows, frames = whole_number("rows", rows, 1), whole_number("frames", frames, 1)
+        groups = self._groups(1, frames)
+        if not groups:
+            raise ValueError(
+                f"{self.name}: every second recording is trained on, and together these have "
+                f"fewer than {frames} frames"
+            )
+        rng = random.Random(f"{self.name}, seed {seed}, lessons")
+        starts = [sum(self.cache.frames[i] for i in group) - frames + 1 for group in groups]
+
+        def row() -> Tensor:
+            (index,) = rng.choices(range(len(groups)), starts)
+            return self._codes(groups[index], rng.randrange(starts[index]), frames)
+
+        return (torch.stack([row() for _ in range(rows)]) for _ in range(steps))
+
+    def _groups(self, first: int, least: int) -> list[list[int]]:
+        """Every second recording, joined so that each group has at least so many frames."""
+        numbers = range(len(self.cache.frames))[first::2]
+        lengths = [self.cache.frames[number] for number in numbers]
+        groups = [
+            group for group in join(lengths, least) if sum(lengths[i] for i in group) >= least
+        ]
+        return [[numbers[i] for i in group] for group in groups]
+
+    def _codes(self, group: list[int], start: int, frames: int) -> Tensor:
+        """`[K, frames]`, int64."""
+        whole = torch.cat(list(self.cache.codes(group)), dim=1)
+        return whole[:, start : start + frames].long()
+
+
+def _cut(rows: list[Tensor]) -> Iterator[Piece]:
+    for start in range(0, rows[0].shape[1], SEGMENT):
+        yield Piece(torch.stack([row[:, start : start + SEGMENT] for row in rows]), {})
