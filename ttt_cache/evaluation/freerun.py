@@ -12,7 +12,7 @@ from torch import Tensor
 from ttt_cache.checks import whole_number
 
 from .collapse import collapse
-from .generation import generate
+from .generation import generate, milliseconds
 from .habits import Habits, divergence, drift
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def freerun(
         on_frames(done)
     if done < frames:
         raise ValueError(f"{source.name} must have {steps} frames for a run of {frames}, it ended")
-    p50, p99 = np.quantile(np.concatenate(seconds), [0.5, 0.99]) * 1e3
     return {
         "frames": frames,
         "rows": rows,
@@ -93,5 +92,5 @@ def freerun(
         **said.result(),
         "recorded": recorded.result(),
         "state_bytes": {"start": held[0], "most": max(held), "end": held[-1]},
-        "step_ms": {"p50": float(p50), "p99": float(p99)},
+        "step_ms": milliseconds(np.concatenate(seconds)),
     }

@@ -104,6 +104,12 @@ def _run(generator: LMGen, heard: Tensor, given: bool) -> tuple[Tensor, np.ndarr
     return (torch.cat(said, dim=2).cpu() if said else empty), seconds
 
 
+def milliseconds(seconds: np.ndarray) -> dict[str, float]:
+    """Median and 99th percentile of step times."""
+    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
+    return {"p50": float(p50), "p99": float(p99)}
+
+
 class _Sampler:
     """Within it torch's generators go on from where they left it last, outside as if it was not."""
 
