@@ -205,6 +205,8 @@ class Conversation:
     def _acoustic(self, semantic: int, voice: int) -> int:
         if semantic == v.SILENCE:
             return v.QUIET
+        if v.FIRST_KEY <= semantic < v.FIRST_VALUE:
+            return v.FIRST_SPELLED + semantic - v.FIRST_KEY
         if self.rng.random() < CLEAR:
             return voice * v.SHADES + v.shade(semantic)
         return self.rng.randrange(v.QUIET)

@@ -17,7 +17,10 @@ SILENCE, ASK, TURN, FIRST_KEY = 0, 1, 2, 3
 FIRST_VALUE = FIRST_KEY + KEYS
 FIRST_WORD = FIRST_VALUE + VALUES
 QUIET = VOICES * SHADES  # the acoustic code of silence
-CARD = 72
+# A key sounds alike in every voice. Acoustic codes come a frame late (Moshi's delays), so a key's
+# arrives together with the value that follows the key.
+FIRST_SPELLED = QUIET + 1
+CARD = FIRST_SPELLED + KEYS
 
 # Channels of a frame: Moshi's text and two codebooks, then the user's; as in Moshi's own config.
 TEXT, MOSHI, MOSHI_VOICE, USER, USER_VOICE = range(5)
