@@ -1,0 +1,157 @@
+"""Paired likelihoods: is what is right more likely than what is not, long after it was told?
+
+Zero-shot, as sWUGGY and sBLIMP (arXiv 2011.11588) and the spoken StoryCloze (arXiv 2305.13009) are
+for speech models; here the evidence is beyond the window. The likelihood of a continuation is that
+of all its tokens of Moshi's streams, text and codebooks, each given those before it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from moshi.models.lm import LMModel
+from torch import Tensor
+
+from ttt_cache.checks import whole_number
+
+from .continuations import RecordedTeller, Teller, TestbedTeller
+from .forced import Forcing
+from .intervals import bootstrap
+from .source import SEGMENT, Piece, Source
+from .tally import Tally, ratio
+
+
+class Pairs:
+    """How often the right continuation is the more likely one, by kind and length.
+
+    Attributes:
+        lengths: of what was heard before, in frames.
+        better, margin: by kind tallies over lengths, of 1 where the right one is more likely (0.5
+            where both are alike), and of the nats by which it is.
+    """
+
+    def __init__(self, kinds: Sequence[str], lengths: Sequence[int], rows: int) -> None:
+        self.lengths = list(lengths)
+
+        def tallies() -> dict[str, Tally]:
+            empty = torch.zeros(2, rows, len(lengths), dtype=torch.float64)
+            return {kind: Tally(*empty.clone()) for kind in kinds}
+
+        self.better, self.margin = tallies(), tallies()
+
+    def add(self, kind: str, length: int, margin: Tensor) -> None:
+        """Count one pair of each row, `[B]` nats; NaN where there is none."""
+        index = torch.full((len(margin), 1), self.lengths.index(length))
+        better = torch.where(margin.isnan(), torch.nan, (margin.sign() + 1) / 2)
+        self.better[kind].add(better[:, None], index, fresh=False)
+        self.margin[kind].add(margin[:, None], index, fresh=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """All that was counted, by file, fit for JSON: what comparisons are made of later."""
+        tallies = {"better": self.better, "margin": self.margin}
+        held = {n: {kind: t.as_json() for kind, t in each.items()} for n, each in tallies.items()}
+        return {"lengths": self.lengths, **held}
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Pairs:
+        made = cls((), held["lengths"], 0)
+        made.better, made.margin = (
+            {kind: Tally.from_json(tally) for kind, tally in held[name].items()}
+            for name in ("better", "margin")
+        )
+        return made
+
+    def result(self) -> list[dict[str, Any]]:
+        """For each length and kind `share` of pairs with the right one more likely, `margin` in
+        nats, both `[value, low, high]` (see `bootstrap`), and `pairs`, how many there were."""
+        return [
+            {
+                "length": length,
+                "kind": kind,
+                "share": _mean(better, index),
+                "margin": _mean(self.margin[kind], index),
+                "pairs": int(better.counts[:, index].sum()),
+            }
+            for index, length in enumerate(self.lengths)
+            for kind, better in self.better.items()
+        ]
+
+
+def pairs(
+    lm: LMModel,
+    source: Source,
+    lengths: Sequence[int],
+    *,
+    rows: int = 8,
+    far: int,
+    seed: int = 0,
+) -> Pairs:
+    """Compare likelihoods after so many frames of each conversation.
+
+    Conversations are heard once; at each length the model's state is forked for every continuation.
+    Of the testbed, questions are those of `TestbedTeller`, behind `far` frames of filler; of other
+    data those of `RecordedTeller`.
+
+    Args:
+        lm: the patched model, as in `Forcing`.
+        lengths: in frames, rising; questions are at the last ends of pieces up to each.
+        rows: conversations, at least 2.
+        far: frames after which what was told has left every window.
+
+    Raises:
+        ValueError: lengths are none, do not rise, or are below one piece of 256 frames.
+    """
+    rows, far = whole_number("rows", rows, 2), whole_number("far", far, 0)
+    if not lengths or sorted(set(lengths)) != list(lengths) or lengths[0] < SEGMENT:
+        raise ValueError(f"lengths must rise from {SEGMENT} frames on, got {list(lengths)}")
+    forcing, found, teller = Forcing(lm, rows), None, None
+    start, last = 0, lengths[-1]
+    for piece in source.pieces(rows, last + SEGMENT, seed):
+        if found is None or teller is None:
+            teller = _teller(piece, rows, seed)
+            found = Pairs(teller.kinds, lengths, rows)
+        for length in lengths:
+            if 0 <= length - start < teller.places * SEGMENT:
+                for kind, margin in _margins(forcing, teller, piece.codes, far):
+                    found.add(kind, length, margin)
+        if start + piece.codes.shape[2] > last:
+            break
+        teller.hear(piece.codes)
+        forcing.feed(piece.codes)
+        start += piece.codes.shape[2]
+    assert found is not None
+    return found
+
+
+def _teller(piece: Piece, rows: int, seed: int) -> Teller:
+    return TestbedTeller(rows, random.Random(f"pairs {seed}")) if piece.marks else RecordedTeller()
+
+
+def _margins(
+    forcing: Forcing, teller: Teller, ahead: Tensor, far: int
+) -> Iterator[tuple[str, Tensor]]:
+    """By how much the right continuations of a place are more likely, in nats, `[B]`."""
+    here = forcing.fork()
+    lead = teller.lead(far)
+    if lead is not None and far:
+        here.feed(lead)
+    good, right = None, torch.empty(0)
+    for question in teller.questions(ahead):
+        if good is not question.good:
+            good, right = question.good, _likelihood(here, question.good)
+        for kind, (codes, there) in question.bad.items():
+            margin = right - _likelihood(here, codes)
+            yield kind, margin.masked_fill(~there, torch.nan)
+
+
+def _likelihood(forcing: Forcing, codes: Tensor) -> Tensor:
+    """Log-likelihood of Moshi's streams in the next frames, in nats, `[B]`."""
+    return -forcing.fork().feed(codes).nats.double().nan_to_num(0).sum((1, 2))
+
+
+def _mean(tally: Tally, index: int) -> list[float | None]:
+    sums, counts = tally.sums[:, index], tally.counts[:, index]
+    return bootstrap(lambda w: ratio(w @ sums, w @ counts), tally.files).row()
