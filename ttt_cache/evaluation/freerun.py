@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,12 +77,13 @@ def freerun(
             yield piece.codes[:, 1 + lm.dep_q :]
 
     seconds, held, done = [], [], 0
-    for generated in generate(lm, heard(), rows, seed, settings):
-        said.add(generated.codes)
-        seconds.append(generated.seconds)
-        held.append(generated.state_bytes)
-        done += generated.codes.shape[2]
-        on_frames(done)
+    with closing(generate(lm, heard(), rows, seed, settings)) as pieces:
+        for generated in pieces:
+            said.add(generated.codes)
+            seconds.append(generated.seconds)
+            held.append(generated.state_bytes)
+            done += generated.codes.shape[2]
+            on_frames(done)
     if done < frames:
         raise ValueError(f"{source.name} must have {steps} frames for a run of {frames}, it ended")
     return {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ def generate(
     seed: int,
     settings: Mapping[str, Any] | None = None,
     given: bool = False,
-) -> Iterator[Generated]:
+) -> Generator[Generated, None, None]:
     """Step a model through LMGen, so that stock, patched and partly patched layers all do.
 
     Frame t is predicted from what the user says up to frame t - 1, as in training: the frame that
@@ -56,7 +56,7 @@ def generate(
             transformer's alone.
 
     Yields:
-        one result for each piece.
+        one result for each piece. The model is streaming until they are exhausted or closed.
 
     Raises:
         RuntimeError: the model is streaming.
@@ -68,11 +68,7 @@ def generate(
     generator = LMGen(lm, **(settings or {}))
     sampler = _Sampler(seed, lm.device)
     last = torch.zeros(rows, lm.n_q - lm.dep_q, 1, dtype=torch.long, device=lm.device)
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        # On a CPU Moshi's compiled parts would need a compiler and minutes.
-        stack.enter_context(nullcontext() if lm.device.type == "cuda" else no_compile())
-        stack.enter_context(generator.streaming(rows))
+    with generator.streaming(rows):
         for piece in heard:
             _check(piece, last)
             ahead = torch.cat([last, piece.to(lm.device)], dim=2)
@@ -92,14 +88,16 @@ def _run(generator: LMGen, heard: Tensor, given: bool) -> tuple[Tensor, np.ndarr
     if given:
         instead = torch.randint(lm.card, (rows, lm.dep_q, 1), device=lm.device)
     on_gpu = lm.device.type == "cuda"
-    for index, frame in enumerate(heard.split(1, dim=2)):
-        start = time.perf_counter()
-        codes = generator.step(frame, instead)
-        if on_gpu:
-            torch.cuda.synchronize(lm.device)
-        seconds[index] = time.perf_counter() - start
-        if codes is not None:
-            said.append(codes)
+    # On a CPU Moshi's compiled parts would need a compiler and minutes.
+    with nullcontext() if on_gpu else no_compile():
+        for index, frame in enumerate(heard.split(1, dim=2)):
+            start = time.perf_counter()
+            codes = generator.step(frame, instead)
+            if on_gpu:
+                torch.cuda.synchronize(lm.device)
+            seconds[index] = time.perf_counter() - start
+            if codes is not None:
+                said.append(codes)
     empty = torch.zeros(rows, 1 + lm.dep_q, 0, dtype=torch.long)
     return (torch.cat(said, dim=2).cpu() if said else empty), seconds
 

@@ -47,7 +47,7 @@ class Habits:
     """
 
     def __init__(self, lm: LMModel, rows: int, frames: int, window: int) -> None:
-        self._padding = (lm.text_padding_token_id, lm.end_of_text_padding_id)
+        self._lm = lm
         self._cards = {"said": lm.text_card, "voice": lm.card}
         self._frames, self._window, self._at = frames, window, 0
         self._waiting = [np.zeros((0, 0))] * rows  # frames that do not fill a window yet
@@ -89,11 +89,11 @@ class Habits:
     def _look(self, row: int, codes: np.ndarray) -> None:
         """Close one window of a row, `[1 or 2, S]`."""
         text, start = codes[0], self._at
-        spoken = (text >= 0) & ~np.isin(text, self._padding)
+        words = spoken(self._lm, text)
         seen: dict[str, Any] = {"row": row, "start": start}
-        seen["silence"] = float(1 - spoken.mean())
+        seen["silence"] = float(1 - words.mean())
         at = start + np.arange(len(text))
-        streams = {"said": Stream(text[spoken], at[spoken])}
+        streams = {"said": Stream(text[words], at[words])}
         if len(codes) > 1:
             heard = codes[1] >= 0  # recordings mark what is missing
             streams["voice"] = Stream(codes[1][heard], at[heard])
@@ -123,6 +123,12 @@ class Habits:
             tail = before.tokens[len(before.tokens) - (n - 1) :]
             tokens = np.concatenate([tail, now.tokens])
             self._counts[name, n][half] += bucketed(tokens, n, self._cards[name])
+
+
+def spoken(lm: LMModel, text: np.ndarray) -> np.ndarray:
+    """Which text tokens are of words: neither padding nor missing; bool, any shape."""
+    padding = lm.text_padding_token_id, lm.end_of_text_padding_id
+    return (text >= 0) & ~np.isin(text, padding)
 
 
 def divergence(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

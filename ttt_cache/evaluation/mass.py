@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ttt_cache.memory import VirtualTokens
 from ttt_cache.patch import Patch, require_patch
 
 from .forced import forced
+from .pieces import peeked
 from .source import Piece
 
 
@@ -32,12 +32,9 @@ def attention_mass(lm: LMModel, pieces: Iterable[Piece]) -> dict[str, Any]:
     Raises:
         RuntimeError, ValueError: as `forced`; there are no pieces.
     """
-    stream = iter(pieces)
-    first = next(stream, None)
-    if first is None:
-        raise ValueError("pieces must hold at least one piece, got none")
+    rows, pieces = peeked(pieces)
     with watched(require_patch(lm)) as seen:
-        for _ in forced(lm, chain([first], stream), first.codes.shape[0]):
+        for _ in forced(lm, pieces, rows):
             pass
     return seen.result()
 
