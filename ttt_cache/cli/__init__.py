@@ -10,6 +10,7 @@ from ttt_cache.version import __version__
 
 from .demo import demo
 from .distill import distill
+from .evaluate import evaluate
 from .report import report
 from .train import train
 
@@ -25,6 +26,7 @@ main.command()(demo)
 main.command()(report)
 main.command()(train)
 main.command()(distill)
+main.command()(evaluate)
 
 
 def _print_version(wanted: bool) -> None:

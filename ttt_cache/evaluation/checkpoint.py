@@ -27,14 +27,16 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 
-    def get(self, made: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The result that was made so, if there is one."""
+    def get(self, made: Mapping[str, Any]) -> Any:
+        """The result that was made so; `None` if there is none."""
         path = self._path(made)
         return json.loads(path.read_text(encoding="utf-8"))["result"] if path.exists() else None
 
-    def put(self, made: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    def put(self, made: Mapping[str, Any], result: Any, seconds: float) -> None:
+        """Keep a result of plain JSON values, which took `seconds`."""
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        text = json.dumps({"made": made, "date": date, "result": result}, indent=1)
+        held = {"made": made, "date": date, "seconds": round(seconds, 2), "result": result}
+        text = json.dumps(held, indent=1, allow_nan=False)
         write_whole({self._path(made): lambda path: path.write_text(text + "\n", "utf-8")})
 
     def _path(self, made: Mapping[str, Any]) -> Path:

@@ -1,0 +1,81 @@
+"""Trained on one kind of conversation, measured on another, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.table import Table
+
+from .. import pictures
+from ..findings import Finding, Row
+from ..measures import Span
+from ..protocol import Point
+from ..recipe import SWEEP
+from ..source import Source
+from ..tables import nats_table, recall_table
+from .base import Experiment, Plan
+from .sweeps import trained
+
+
+class Generalisation(Experiment):
+    name = "generalisation"
+    about = "An adapter trained on one kind of conversation, measured on another, and back."
+    question = "Does a memory work on what it was not trained on?"
+    rows = 4
+
+    def points(self, plan: Plan) -> list[Point]:
+        arms, measures = plan.arms(), (plan.listen(),)
+        points = []
+        for heard in _kinds(plan):
+            for name in ("full", "window"):
+                points.append(_on(Point(name, arms[name], measures), name, heard))
+            for taught in _kinds(plan):
+                point = trained("", dict(plan.subject.settings))
+                point = replace(point, measures=measures, recipe=SWEEP, taught=taught)
+                points.append(_on(point, f"trained on {taught.name}", heard))
+        return points
+
+    def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
+        tables = []
+        for heard in _kinds(plan):
+            some = {
+                finding.point.series: finding
+                for finding in findings.values()
+                if finding.point.source is heard
+            }
+            for table in (recall_table(some, plan.spans), nats_table(some, plan.spans)):
+                table.title = f"{heard.name}. {table.title}"
+                tables.append(table)
+        return tables
+
+    def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
+        recalls = any(finding.recalls for finding in findings.values())
+        axes = figure.subplots(1, 2 if recalls else 1, squeeze=False, sharey=True)[0]
+
+        def excess(finding: Finding, span: Span) -> Row:
+            heard = finding.point.source
+            (full,) = (
+                f for f in findings.values() if f.point.source is heard and f.point.series == "full"
+            )
+            return finding.excess(full, span)
+
+        pictures.listed(axes[-1], findings, plan.spans, excess, "nats beside full context")
+        axes[-1].xaxis.set_major_formatter(PercentFormatter(1.0))
+        if recalls:
+            label = "recall beyond the window"
+            pictures.listed(axes[0], findings, plan.spans, lambda f, s: f.share(s), label)
+        axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _kinds(plan: Plan) -> Sequence[Source]:
+    other = plan.subject.other
+    if other is None:
+        raise ValueError("generalisation needs two kinds of conversations: give --other-data too")
+    return plan.subject.source, other
+
+
+def _on(point: Point, what: str, heard: Source) -> Point:
+    return replace(point, name=f"{what}, on {heard.name}", series=what, source=heard)

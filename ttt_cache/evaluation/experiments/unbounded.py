@@ -1,0 +1,149 @@
+"""100,000 frames, two hours and more: no growth, no drift, no collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from .. import pictures
+from ..collapse import collapse
+from ..crossentropy import CrossEntropy
+from ..findings import Finding
+from ..freerun import divergence, drift
+from ..lines import Line
+from ..measures import Span, Speak
+from ..protocol import Point
+from ..subject import Subject
+from .base import Experiment, Plan
+
+FRAMES = 100_000
+ARMS = ("stock", "extended", "window", "hierarchical")
+SPEAKING_ROWS = 1
+PARTS = 10  # of a conversation, between which cross-entropy may drift
+
+
+class Unbounded(Experiment):
+    name = "unbounded"
+    about = "100,000 frames: state, cross-entropy, recall, and what Moshi says for itself."
+    question = "Does anything grow, drift or collapse in 100,000 frames?"
+    rows = 2
+    beside = "stock"  # every frame of 100,000 would take hours
+
+    def frames(self, subject: Subject) -> int:
+        return max(FRAMES, super().frames(subject))
+
+    def points(self, plan: Plan) -> list[Point]:
+        arms, speak = plan.arms(), Speak(SPEAKING_ROWS, plan.frames)
+        return [Point(name, arms[name], (plan.listen(), speak)) for name in ARMS]
+
+    def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
+        tables = super().tables(plan, findings)
+        spoken = {name: f for name, f in findings.items() if "speak" in f.results}
+        return [*tables, _spoken(spoken)] if spoken else tables
+
+    def lines(self, plan: Plan, findings: dict[str, Finding]) -> Sequence[Line]:
+        mine = findings["hierarchical"]
+        run, reference = mine.results["speak"], findings["stock"].results["speak"]
+        assert mine.crossentropy is not None
+        size = run["state_bytes"]
+        found, beside = collapse(run, reference), collapse(reference, reference["recorded"])
+        return [
+            Line("growth of state (bytes)", size["most"] - size["start"], at_most=0),
+            Line(
+                "drift of cross-entropy, last tenth beside the second",
+                abs(drifted(mine.crossentropy, plan.frames)),
+                at_most=0.02,
+            ),
+            Line(
+                "windows that collapse where stock Moshi's do not, share",
+                max(0.0, found["share"] - beside["share"]),
+                at_most=0.05,
+                about=f"{found['share']:.3f} of its windows, {beside['share']:.3f} of stock's",
+            ),
+        ]
+
+    def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
+        axes = figure.subplots(1, 3)
+        _tenths(axes[0], plan, findings)
+        if any(finding.recalls for finding in findings.values()):
+            pictures.by_span(axes[1], findings, plan.spans)
+        _repetition(axes[2], findings)
+        axes[0].legend(fontsize=8)
+
+
+def drifted(heard: CrossEntropy, frames: int) -> float:
+    """Relative change of cross-entropy from the second tenth of a conversation to the last."""
+    begin, part = heard.mean(frames // PARTS, 2 * frames // PARTS), frames - frames // PARTS
+    return float(heard.mean(part, None).value / begin.value) - 1
+
+
+def _tenths(axes: Axes, plan: Plan, findings: dict[str, Finding]) -> None:
+    edges = [plan.frames * part // PARTS for part in range(PARTS + 1)]
+    for number, finding in enumerate(findings.values()):
+        if finding.crossentropy is None:
+            continue
+        spans = [Span("", *pair) for pair in pairwise(edges)]
+        nats = [finding.nats(span)[0] or float("nan") for span in spans]
+        places = [(span.begin + span.end) / 2 for span in spans]
+        axes.plot(places, nats, label=finding.name, **pictures.style(finding.name, number))
+    axes.set(xlabel="position (frames)", ylabel="nats per frame", title="Cross-entropy over time")
+
+
+def _repetition(axes: Axes, findings: dict[str, Finding]) -> None:
+    """Of what Moshi says for itself, window by window, the first row."""
+    for number, finding in enumerate(findings.values()):
+        run = finding.results.get("speak")
+        if run is None:
+            continue
+        windows = [window for window in run["windows"] if window["row"] == 0]
+        starts = [window["start"] for window in windows]
+        entropies = [window["said"]["entropy"] for window in windows]
+        axes.plot(starts, entropies, label=finding.name, **pictures.style(finding.name, number))
+    axes.set(xlabel="frame", ylabel="bits", title="Entropy of what Moshi says for itself")
+
+
+def _spoken(findings: dict[str, Finding]) -> Table:
+    """What the arms say for themselves, beside stock Moshi."""
+    table = Table(title="Moshi speaking for itself")
+    table.add_column("")
+    titles = ("state at start (kB)", "at end", "step p50 (ms)", "p99", "silence", "text entropy")
+    for title in (
+        *titles,
+        "distinct",
+        "repeated",
+        "collapsed windows",
+        "from stock (bits)",
+        "drift",
+    ):
+        table.add_column(title, justify="right")
+    reference = findings["stock"].results["speak"]
+    for finding in findings.values():
+        run = finding.results["speak"]
+        size, steps = run["state_bytes"], run["step_ms"]
+        cells = [f"{size['start'] / 1e3:,.1f}", f"{size['end'] / 1e3:,.1f}"]
+        cells += [f"{steps['p50']:.2f}", f"{steps['p99']:.2f}", _mean(run, "silence")]
+        cells += [_mean(run, "said", name) for name in ("entropy", "distinct", "repeated")]
+        standard = run["recorded"] if run is reference else reference
+        cells.append(f"{collapse(run, standard)['share']:.3f}")
+        apart = _bits(divergence(run, reference)["said"]["1"])
+        table.add_row(finding.name, *cells, apart, _bits(drift(run)["said"]["1"]))
+    return table
+
+
+def _mean(run: dict, *path: str) -> str:
+    values = []
+    for window in run["windows"]:
+        value = window
+        for name in path:
+            value = value[name]
+        if value is not None:
+            values.append(value)
+    return f"{sum(values) / len(values):.3f}" if values else "-"
+
+
+def _bits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

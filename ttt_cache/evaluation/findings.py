@@ -1,0 +1,101 @@
+"""Results of points, read back: figures with intervals, and comparisons between points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .crossentropy import MEASURES, CrossEntropy, excess
+from .intervals import Interval
+from .measures import Span
+from .protocol import Found, Point
+from .recall import FAR, NEAR, Recall
+
+Row = list[float | None]  # value, low and high
+NOTHING: Row = [None, None, None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one point.
+
+    Attributes:
+        crossentropy: by position; `None` if nothing was heard.
+        recalls: by span; empty for data without marks.
+        results: of all measures, as they are on disk.
+    """
+
+    point: Point
+    crossentropy: CrossEntropy | None
+    recalls: dict[str, Recall]
+    results: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.point.name
+
+    def nats(self, span: Span, measure: str = "total") -> Row:
+        """Nats per frame in a span."""
+        if self.crossentropy is None:
+            return NOTHING
+        return self.crossentropy.mean(span.begin, span.end, measure).row()
+
+    def share(self, span: Span, name: str = "facts", which: int = FAR) -> Row:
+        """The share of right answers in a span."""
+        recall = self.recalls.get(span.name)
+        return NOTHING if recall is None else _row(recall.share(name, which))
+
+    def excess(self, other: Finding, span: Span, measure: str = "total") -> Row:
+        """How much more nats than another point, relative to it, paired over files."""
+        if self.crossentropy is None or other.crossentropy is None:
+            return NOTHING
+        pair = self.crossentropy, other.crossentropy
+        return excess(*pair, span.begin, span.end, measure).row()
+
+    def as_json(self, spans: Sequence[Span], other: Finding | None) -> dict[str, Any]:
+        """All figures, `[value, low, high]` each; `other`: what cross-entropy is compared with."""
+        return {
+            "series": self.point.series or self.point.arm.name,
+            "x": self.point.x,
+            "settings": dict(self.point.arm.settings),
+            "recall": {
+                span.name: {
+                    "far": self.share(span),
+                    "near": self.share(span, which=NEAR),
+                    "voice": self.share(span, "voice"),
+                }
+                for span in spans
+                if span.name in self.recalls
+            },
+            "nats": {
+                span.name: {measure: self.nats(span, measure) for measure in MEASURES}
+                for span in spans
+                if self.crossentropy is not None
+            },
+            "excess": {
+                span.name: self.excess(other, span)
+                for span in spans
+                if other is not None and self.crossentropy is not None
+            },
+        } | {name: held for name, held in self.results.items() if name != "listen"}
+
+
+def read(points: Sequence[Point], found: Found) -> dict[str, Finding]:
+    """The findings of all points that have results, by name."""
+    return {
+        point.name: _finding(point, found[point.name]) for point in points if point.name in found
+    }
+
+
+def _finding(point: Point, results: Mapping[str, Any]) -> Finding:
+    heard = results.get("listen")
+    if heard is None:
+        return Finding(point, None, {}, dict(results))
+    recalls = {name: Recall.from_json(held) for name, held in heard["recall"].items()}
+    crossentropy = CrossEntropy.from_json(heard["crossentropy"])
+    return Finding(point, crossentropy, recalls, dict(results))
+
+
+def _row(interval: Interval) -> Row:
+    return interval.row()

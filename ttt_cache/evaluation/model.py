@@ -1,0 +1,160 @@
+"""Which Moshi is evaluated: the testbed, or any that Moshi's own loader opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from moshi.models.lm import LMModel
+from moshi.models.loaders import CheckpointInfo
+
+from ttt_cache import testbed
+from ttt_cache.config import CacheConfig
+from ttt_cache.training.data import LMFacts
+
+from .checkpoint import key_of
+from .source import RecordedSource, Source, TestbedSource
+from .subject import TESTBED_SETTINGS, Subject, adapter_config
+
+REPO = "kyutai/moshiko-pytorch-bf16"  # Moshi 7B
+SAID = 300  # characters of a loader's error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Moshi's own flags. None of them given is the testbed."""
+
+    hf_repo: str | None = None
+    moshi_weight: Path | None = None
+    mimi_weight: Path | None = None
+    tokenizer: Path | None = None
+    config_path: Path | None = None
+    lora_weight: Path | None = None
+
+    @property
+    def is_testbed(self) -> bool:
+        return not any(vars(self).values())
+
+    @property
+    def name(self) -> str:
+        if self.is_testbed:
+            return "the testbed"
+        return str(self.moshi_weight or self.hf_repo or REPO)
+
+    def info(self) -> CheckpointInfo:
+        """What Moshi's loader makes of the flags.
+
+        Raises:
+            ValueError: files are missing, damaged, or do not go together.
+        """
+        if self.is_testbed:
+            return testbed.checkpoint()
+        files = {name: value and str(value) for name, value in vars(self).items()}
+        try:
+            return CheckpointInfo.from_hf_repo(
+                files["hf_repo"] or REPO,
+                moshi_weights=files["moshi_weight"],
+                mimi_weights=files["mimi_weight"],
+                tokenizer=files["tokenizer"],
+                config_path=files["config_path"],
+                lora_weights=files["lora_weight"],
+            )
+        except Exception as error:  # the loader's libraries have no common type
+            raise ValueError(f"{self.name} cannot be opened: {_said(error)}") from error
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> LMModel:
+        """The model, ready to be measured.
+
+        Raises:
+            ValueError: its weights are damaged, or not what the config says.
+        """
+        info = self.info()
+        try:
+            lm = info.get_moshi(device, dtype=dtype)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{self.name} cannot be loaded: {_said(error)}") from error
+        return lm.eval().requires_grad_(False)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:SAID] or type(error).__name__
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is heard.
+
+    Attributes:
+        level: of the testbed's stream.
+        data, other_data: moshi-finetune's jsonl, for models that are not the testbed.
+        folder: where their tokens are kept.
+    """
+
+    level: str
+    data: Path | None
+    other_data: Path | None
+    folder: Path
+
+
+def build(
+    checkpoint: Checkpoint,
+    data: Data,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    adapter: Path | None,
+    settings: Mapping[str, Any],
+) -> Subject:
+    """Load the model and open its conversations.
+
+    Args:
+        dtype: of a model that is not the testbed, which is float32.
+        adapter: trained weights; its settings are those of the memory.
+        settings: of the memory, in place of single defaults; none beside an adapter.
+
+    Raises:
+        ValueError, OSError: something is missing, damaged or does not go together.
+    """
+    if adapter is not None and settings:
+        others = ", ".join(f"--{name}" for name in settings)
+        raise ValueError(f"--adapter brings its settings along: leave out {others}")
+    is_testbed = checkpoint.is_testbed
+    if is_testbed and (data.data or data.other_data):
+        raise ValueError("--data needs a model to hear it: name one, for example with --hf-repo")
+    if not is_testbed and data.data is None:
+        raise ValueError("--data must be given: recordings for a model that is not the testbed")
+    source = other = None
+    if is_testbed:
+        source = TestbedSource(data.level)
+        other = TestbedSource("dialect" if data.level != "dialect" else "rewritten")
+    given = {**(TESTBED_SETTINGS if is_testbed else {}), **settings}
+    if adapter is not None:
+        given = {n: v for n, v in adapter_config(adapter).to_json().items() if n != "preset"}
+    CacheConfig.from_fields(given)
+    lm = checkpoint.load(device, torch.float32 if is_testbed else dtype)
+    if source is None:
+        assert data.data is not None
+        source, other = _recorded(checkpoint, lm, data, device)
+    return Subject(lm, checkpoint.name, source, other, given, adapter, is_testbed, seed)
+
+
+def _recorded(
+    checkpoint: Checkpoint, lm: LMModel, data: Data, device: torch.device
+) -> tuple[Source, Source | None]:
+    info, facts = checkpoint.info(), LMFacts.of(lm)
+    try:
+        mimi, tokenizer = info.get_mimi(device=device), info.get_text_tokenizer()
+    except Exception as error:
+        raise ValueError(f"Mimi or the tokenizer cannot be loaded: {_said(error)}") from error
+
+    def tokenised(manifest: Path) -> Source:
+        key = key_of({"manifest": str(manifest.resolve()), "model": checkpoint.name})
+        return RecordedSource.prepare(manifest, data.folder / key, mimi, tokenizer, facts)
+
+    assert data.data is not None
+    return tokenised(data.data), data.other_data and tokenised(data.other_data)
