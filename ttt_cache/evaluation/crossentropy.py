@@ -189,9 +189,12 @@ def compared(arm: CrossEntropy, full: CrossEntropy, window: int) -> dict[str, An
 
 
 def _common(arm: CrossEntropy, other: CrossEntropy) -> int:
-    """The frames that two arms have both seen."""
+    """The frames that two arms have both seen, as far as bins tell."""
     frames = min(arm.frames, other.frames)
-    whole = _between(frames, 0, None if arm.frames == other.frames else frames)
+    if arm.frames != other.frames:
+        # The last bin of the shorter one is cut, and its delayed codes are not predicted.
+        frames = int(fine_edges(int(fine(torch.tensor(max(frames - 1, 0)))) + 1)[-2])
+    whole = _between(frames, 0, None)
     mine, theirs = (a.tallies["text"].counts[:, whole] for a in (arm, other))
     if mine.shape != theirs.shape or not torch.equal(mine, theirs):
         raise ValueError(

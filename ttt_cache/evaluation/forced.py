@@ -41,8 +41,7 @@ class Scores(NamedTuple):
     @property
     def total(self) -> Tensor:
         """Nats of the whole frame, text and all of Moshi's codebooks, `[B, S]`."""
-        others = self.choices.shape[1] - 2
-        return self.text + self.first + (others * self.rest if others else 0)
+        return self.text + self.first + (self.choices.shape[1] - 2) * self.rest
 
 
 class Steps(NamedTuple):
@@ -155,7 +154,7 @@ class _Held(NamedTuple):
         lines = [slice(delay, delay + frames) for delay in delays]
         nats = [self.nats[:, k, line] for k, line in enumerate(lines)]
         choices = torch.stack([self.choices[:, k, line] for k, line in enumerate(lines)], dim=1)
-        rest = torch.stack(nats[2:]).mean(0) if nats[2:] else torch.full_like(nats[0], torch.nan)
+        rest = torch.stack(nats[2:]).mean(0)
         return Scores(start, nats[0], nats[1], rest, choices), _slice(self.piece, 0, frames)
 
     def joined(self, new: _Held) -> _Held:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ttt_cache.checks import whole_number
@@ -15,7 +14,7 @@ from ttt_cache.testbed.vocabulary import SHADES
 
 from .forced import Scores
 from .intervals import Interval, bootstrap
-from .tally import Tally, octave, octave_edges, ratio
+from .tally import Tally, octave, octave_edges, padded, ratio
 
 NEAR, FAR = 0, 1  # bins of `near and far` and of `voice`
 VOICE = 2  # Moshi's second codebook: its place in `Scores.choices`
@@ -150,9 +149,8 @@ def relative(arm: Recall, other: Recall, name: str = "facts", which: int = FAR) 
 
 def _shares(tally: Tally, bins: int, weights: Tensor) -> Tensor:
     """Of each draw of files and bin, `[n, bins]`."""
-    sums = F.pad(tally.sums, (0, max(0, bins - tally.bins)))[:, :bins]
-    return ratio(weights @ sums, weights @ _counts(tally, bins))
+    return ratio(weights @ padded(tally.sums, tally.files, bins), weights @ _counts(tally, bins))
 
 
 def _counts(tally: Tally, bins: int) -> Tensor:
-    return F.pad(tally.counts, (0, max(0, bins - tally.bins)))[:, :bins]
+    return padded(tally.counts, tally.files, bins)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 FINE = 32  # bins of an octave; below twice as much every whole number has its own
@@ -42,8 +41,8 @@ class Tally:
         rows, counted = values.shape[0], ~values.isnan()
         files = self.files + (rows if fresh else 0)
         highest = int(bins.masked_fill(~counted, -1).max()) + 1 if bins.numel() else 0
-        grown = (0, max(0, highest - self.bins), 0, files - self.files)
-        self.sums, self.counts = F.pad(self.sums, grown), F.pad(self.counts, grown)
+        size = files, max(highest, self.bins)
+        self.sums, self.counts = padded(self.sums, *size), padded(self.counts, *size)
         index = bins.masked_fill(~counted, 0)
         if self.bins:
             self.sums[-rows:].scatter_add_(1, index, values.double().nan_to_num(0))
@@ -55,7 +54,15 @@ class Tally:
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> Tally:
-        return cls(*(torch.tensor(held[name], dtype=torch.float64) for name in ("sums", "counts")))
+        sums, counts = (torch.tensor(held[n], dtype=torch.float64) for n in ("sums", "counts"))
+        return cls(sums, counts) if sums.dim() == 2 else cls()
+
+
+def padded(table: Tensor, files: int, bins: int) -> Tensor:
+    """A table `[files, bins]` with zeros at its ends where it is smaller, cut where larger."""
+    whole = table.new_zeros(files, bins)
+    whole[: table.shape[0], : table.shape[1]] = table[:files, :bins]
+    return whole
 
 
 def ratio(sums: Tensor, counts: Tensor) -> Tensor:

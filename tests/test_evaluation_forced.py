@@ -1,0 +1,167 @@
+"""Teacher-forced streaming of any length is Moshi's own forward pass, or its streaming."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from models import SMALL, assert_near, random_codes, stir, tiny_lm
+
+import ttt_cache
+from ttt_cache.evaluation.forced import Forcing, forced
+from ttt_cache.evaluation.source import Piece
+
+ARMS = {
+    "wide": {"memory": "none", "recent": 1000},
+    "ttt-mlp": SMALL,
+    "one layer": {**SMALL, "layers": [1]},
+}
+
+
+def patched(arm, **changes):
+    model = tiny_lm(**changes)
+    torch.manual_seed(3)
+    ttt_cache.patch(model, **ARMS[arm])
+    stir(model)
+    return model
+
+
+def pieces_of(codes, lengths):
+    """With marks that say which frame is which."""
+    frames = torch.arange(codes.shape[2]).expand(codes.shape[0], -1)
+    cuts = zip(codes.split(lengths, dim=2), frames.split(lengths, dim=1), strict=True)
+    return [Piece(part, {"frame": frame}) for part, frame in cuts]
+
+
+@torch.no_grad()
+def whole(model, codes):
+    """Nats and choices of all of Moshi's streams, from one forward pass."""
+    out = model(codes)
+    nats, choices = [], []
+    for stream in range(1 + model.dep_q):
+        text = stream == 0
+        logits = out.text_logits[:, 0] if text else out.logits[:, stream - 1]
+        mask = out.text_mask[:, 0] if text else out.mask[:, stream - 1]
+        each = F.cross_entropy(
+            logits.transpose(1, 2), codes[:, stream].clamp_min(0), reduction="none"
+        )
+        nats.append(each.masked_fill(~mask, torch.nan))
+        choices.append(logits.nan_to_num(0).argmax(-1))
+    return torch.stack(nats, 1), torch.stack(choices, 1)
+
+
+def joined(results):
+    results = list(results)
+    starts = [scores.start for scores, _ in results]
+    lengths = [piece.codes.shape[2] for _, piece in results]
+    assert starts == [sum(lengths[:i]) for i in range(len(lengths))]
+    parts = zip(*(scores[1:] for scores, _ in results), strict=True)
+    return [torch.cat(part, dim=-1) for part in parts]
+
+
+def same(actual, expected):
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert_near(actual.nan_to_num(0), expected.nan_to_num(0))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), data=st.data())
+def test_pieces_of_any_length_are_one_forward_pass(arm, lengths, data):
+    model = patched(arm)
+    codes = random_codes(model, sum(lengths))
+    for stream in range(model.num_codebooks):  # codes that are missing
+        gone = data.draw(st.integers(0, sum(lengths) - 1))
+        codes[stream % 2, stream, gone : gone + 2] = model.zero_token_id
+    nats, choices = whole(model, codes)
+    results = list(forced(model, pieces_of(codes, lengths), 2))
+    text, first, rest, chosen = joined(results)
+    same(text, nats[:, 0])
+    same(first, nats[:, 1])
+    same(rest, nats[:, 2])
+    end = [0, *model.delays[1 : 1 + model.dep_q]]
+    for stream, delay in enumerate(end):
+        last = sum(lengths) - delay
+        assert torch.equal(chosen[:, stream, :last], choices[:, stream, :last])
+        assert (chosen[:, stream, max(last, 0) :] == -1).all()
+    heard = torch.cat([piece.codes for _, piece in results], dim=2)
+    assert torch.equal(heard, codes)
+    marks = torch.cat([piece.marks["frame"] for _, piece in results], dim=1)
+    assert torch.equal(marks, torch.arange(sum(lengths)).expand(2, -1))
+
+
+def test_more_codebooks_are_averaged_and_summed():
+    model = patched("ttt-mlp", n_q=8, dep_q=4, delays=[0, 0, 1, 2, 1, 0, 1, 1, 1])
+    codes = random_codes(model, 30)
+    nats, _ = whole(model, codes)
+    (scores, _), *more = list(forced(model, pieces_of(codes, [20, 10]), 2))
+    done = scores.text.shape[1]
+    assert more and done == 18
+    assert_near(scores.rest, nats[:, 2:, :done].mean(1))
+    assert_near(scores.total, nats[:, :, :done].sum(1))
+
+
+def test_full_context_is_stock_moshi_streaming_far_beyond_its_ring():
+    """Stock layers one frame at a time, where they are right, in their own code."""
+    model = tiny_lm(context=16)
+    codes = random_codes(model, 70)
+    with ttt_cache.patch(model, preset="full-context"):
+        text, *_ = joined(forced(model, pieces_of(codes, [31, 39]), 2))
+    initial = model._get_initial_token().expand(2, -1, -1)
+    delayed = torch.stack(
+        [
+            torch.cat([initial[:, k].expand(-1, 1 + delay), codes[:, k]], dim=1)[:, :70]
+            for k, delay in enumerate(model.delays)
+        ],
+        dim=1,
+    )
+    with torch.no_grad(), model.streaming(2):
+        logits = torch.cat([model.forward_text(x)[1][:, 0] for x in delayed.split(1, 2)], dim=1)
+    expected = F.cross_entropy(logits.transpose(1, 2), codes[:, 0], reduction="none")
+    assert_near(text, expected)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_what_is_held_does_not_grow(arm):
+    model = patched(arm)
+    forcing, held = Forcing(model, 2), []
+    for codes in random_codes(model, 300).split(60, dim=2):
+        forcing.feed(codes)
+        tensors = [*forcing.carry.tensors().values(), forcing._past]
+        held.append([(t.shape, t.untyped_storage().nbytes()) for t in tensors])
+    assert held[0] == held[-1]
+
+
+def test_a_fork_goes_its_own_way():
+    model = patched("ttt-mlp")
+    codes, other = random_codes(model, 60), random_codes(model, 60, seed=9)
+    forcing = Forcing(model, 2)
+    forcing.feed(codes[:, :, :30])
+    fork = forcing.fork()
+    told = fork.feed(other[:, :, 30:])
+    rest = forcing.feed(codes[:, :, 30:])
+    turned = torch.cat([codes[:, :, :30], other[:, :, 30:]], dim=2)
+    for got, full in ((told, turned), (rest, codes)):
+        alone = Forcing(model, 2).feed(full)
+        same(got.nats, alone.nats[:, :, 30:])
+
+
+def test_what_does_not_fit_is_refused():
+    model = tiny_lm()
+    codes = random_codes(model, 10)
+    with pytest.raises(RuntimeError, match="not patched"):
+        Forcing(model, 2)
+    ttt_cache.patch(model, **SMALL)
+    with pytest.raises(ValueError, match=r"codes must be \[3, 5\] by frames, got \[2, 5, 10\]"):
+        Forcing(model, 3).feed(codes)
+    with pytest.raises(ValueError, match=r"got \[2, 4, 10\]"):
+        Forcing(model, 2).feed(codes[:, 1:])
+    assert list(forced(model, [], 2)) == []
+
+
+def test_the_model_stays_as_it_was():
+    model = patched("one layer")
+    before = [type(layer.self_attn) for layer in model.transformer.layers]
+    run = forced(model, pieces_of(random_codes(model, 60), [30, 30]), 2)
+    next(run)
+    assert [type(layer.self_attn) for layer in model.transformer.layers] == before
+    assert torch.is_grad_enabled()
