@@ -15,6 +15,7 @@ from .crossentropy import CrossEntropy
 from .forced import Scores, forced
 from .freerun import freerun
 from .mass import attention_mass
+from .pairs import pairs
 from .recall import Recall
 from .source import Source
 
@@ -138,3 +139,18 @@ class Mass:
 
     def __call__(self, run: Run) -> dict[str, Any]:
         return attention_mass(run.lm, run.source.pieces(self.rows, self.frames, run.seed))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Likelihoods of right and wrong continuations, `far` frames behind what they are about."""
+
+    rows: int
+    lengths: tuple[int, ...]
+    far: int
+
+    name = "pairs"
+
+    def __call__(self, run: Run) -> dict[str, Any]:
+        found = pairs(run.lm, run.source, self.lengths, rows=self.rows, far=self.far, seed=run.seed)
+        return found.as_json()

@@ -20,6 +20,7 @@ from .source import RecordedSource, Source, TestbedSource
 from .subject import TESTBED_SETTINGS, Subject, adapter_config
 
 REPO = "kyutai/moshiko-pytorch-bf16"  # Moshi 7B
+LESSONS = ("few", "many", "rewritten", "distant")  # levels that adapters of the testbed learn on
 SAID = 300  # characters of a loader's error
 
 
@@ -128,9 +129,9 @@ def build(
         raise ValueError("--data needs a model to hear it: name one, for example with --hf-repo")
     if not is_testbed and data.data is None:
         raise ValueError("--data must be given: recordings for a model that is not the testbed")
-    source = other = None
+    source = taught = other = None
     if is_testbed:
-        source = TestbedSource(data.level)
+        source, taught = TestbedSource(data.level), TestbedSource(*LESSONS)
         other = TestbedSource("dialect" if data.level != "dialect" else "rewritten")
     given = {**(TESTBED_SETTINGS if is_testbed else {}), **settings}
     if adapter is not None:
@@ -140,7 +141,7 @@ def build(
     if source is None:
         assert data.data is not None
         source, other = _recorded(checkpoint, lm, data, device)
-    return Subject(lm, checkpoint.name, source, other, given, adapter, is_testbed, seed)
+    return Subject(lm, checkpoint.name, source, taught, other, given, adapter, is_testbed, seed)
 
 
 def _recorded(

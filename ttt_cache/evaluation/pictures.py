@@ -133,6 +133,12 @@ def listed(
     axes.set_xlabel(label)
 
 
+def curves(axes: Axes, named: Mapping[str, tuple[Sequence[float], Sequence[Row]]]) -> None:
+    """Places and figures of some arms."""
+    for number, (name, (places, rows)) in enumerate(named.items()):
+        _curve(axes, places, rows, name, style(name, number), marker="o")
+
+
 def mark(axes: Axes, place: float, text: str) -> None:
     """A line across at some place of the axis, with its name."""
     axes.axvline(place, color="0.5", lw=1, ls="-.")

@@ -36,7 +36,7 @@ class Point:
         series: the curve that it belongs to in a sweep, the arm by default.
         recipe: how its adapter is trained; `None`: as shipped or given by the user, else `DEFAULT`.
         source: what it is measured on, the subject's by default.
-        taught: what it is trained on, the subject's source by default.
+        taught: what it is trained on, by default what the subject says.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Bench:
         recipe = point.recipe or arm.recipe or DEFAULT
         return adapter_for(
             subject.lm,
-            point.taught or subject.source,
+            point.taught or subject.taught or subject.source,
             arm.lesson,
             recipe.stretched(subject.context),
             self.adapters,

@@ -36,7 +36,8 @@ class Subject:
     Attributes:
         lm: frozen, not patched, in eval mode.
         name: of the model, for people.
-        source: conversations to measure on, and to train on.
+        source: conversations to measure on.
+        taught: conversations to train on, by default of the same kind.
         other: conversations of another kind, for generalisation.
         settings: of the memory: keywords of `ttt_cache.patch`.
         adapter: trained weights of exactly these settings, given by the user.
@@ -47,6 +48,7 @@ class Subject:
     lm: LMModel
     name: str
     source: Source
+    taught: Source | None = None
     other: Source | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     adapter: Path | None = None

@@ -3,6 +3,7 @@
 from .base import Experiment, Plan
 from .controls import Controls
 from .generalisation import Generalisation
+from .pairs import Pairs
 from .sweeps import Gates, Layers, Recent, Virtual
 from .training import Training
 from .unbounded import Unbounded
@@ -18,6 +19,7 @@ ALL: tuple[Experiment, ...] = (
     Unbounded(),
     Untrained(),
     Generalisation(),
+    Pairs(),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in ALL}
 

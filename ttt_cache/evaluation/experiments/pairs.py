@@ -1,0 +1,72 @@
+"""Paired likelihoods, long after the evidence was heard: the memory beside the full cache."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from .. import pictures
+from ..findings import Finding
+from ..measures import Paired
+from ..pairs import Pairs as Counted
+from ..protocol import Point
+from ..subject import Subject
+from ..tables import share
+from .base import Experiment, Plan
+
+LENGTHS = (8000, 16000, 32000)  # frames
+ARMS = ("full", "stock", "extended", "window", "hierarchical")
+
+
+class Pairs(Experiment):
+    name = "pairs"
+    about = "Is what is right likelier than what is wrong? After 8, 16 and 32 thousand frames."
+    question = "Is what was told long ago still the likelier continuation?"
+
+    def frames(self, subject: Subject) -> int:
+        return LENGTHS[-1]
+
+    def points(self, plan: Plan) -> list[Point]:
+        lengths = tuple(n for n in LENGTHS if n < plan.frames) + (plan.frames,)
+        measure = Paired(max(2, plan.rows), lengths, plan.subject.far)
+        arms = plan.arms()
+        return [Point(name, arms[name], (measure,)) for name in ARMS]
+
+    def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
+        table = Table(title="Share of pairs with the right one more likely [95% interval]")
+        for title in ("", "wrong one", "pairs"):
+            table.add_column(title)
+        found = {name: _by_kind(finding) for name, finding in findings.items()}
+        first = next(iter(found.values()))
+        for length in _lengths(first):
+            table.add_column(f"{length:,} frames", justify="right")
+        for name, kinds in found.items():
+            for kind, entries in kinds.items():
+                counts = "/".join(str(entry["pairs"]) for entry in entries)
+                table.add_row(name, kind, counts, *(share(entry["share"]) for entry in entries))
+            table.add_section()
+        return [table]
+
+    def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
+        found = {name: _by_kind(finding) for name, finding in findings.items()}
+        kinds = list(next(iter(found.values())))
+        for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+            curves = {
+                name: ([entry["length"] for entry in of[kind]], [e["share"] for e in of[kind]])
+                for name, of in found.items()
+            }
+            pictures.curves(axes, curves)
+            axes.set(title=f"against {kind}", xlabel="frames heard before", ylim=(0, 1.02))
+            axes.axhline(0.5, color="0.6", lw=0.8)
+        axes.legend(fontsize=8)
+
+
+def _by_kind(finding: Finding) -> dict[str, list[dict]]:
+    found: dict[str, list[dict]] = {}
+    for entry in Counted.from_json(finding.results["pairs"]).result():
+        found.setdefault(entry["kind"], []).append(entry)
+    return found
+
+
+def _lengths(kinds: dict[str, list[dict]]) -> list[int]:
+    return [entry["length"] for entry in next(iter(kinds.values()))]
