@@ -71,7 +71,10 @@ def speech_model(model: str | Path, device: torch.device | str = "cpu") -> Trans
 def resampled(wave: Tensor, rate: int, wanted: int) -> Tensor:
     """Samples `[T]` at another rate, float32 on the CPU."""
     wave = wave.detach().float().cpu()
-    return wave if rate == wanted else torch.from_numpy(sphn.resample(wave.numpy(), rate, wanted))
+    if rate == wanted:
+        return wave
+    samples = sphn.resample(wave.numpy(), rate, wanted)  # and some silence behind them
+    return torch.from_numpy(samples)[: len(wave) * wanted // rate]
 
 
 def _first(embeddings: Tensor) -> Tensor:
