@@ -121,14 +121,14 @@ class TestbedTeller:
         """The user asks for a key: the right answer, and in order wrong ones."""
         if key is None:
             return [None] * 4
-        now, rng, seed = known.now, self.rng, self.rng.random()
+        now, rng = known.now, self.rng
         never = [value for value in range(v.VALUES) if value not in known.told]
         forgotten = [value for value in known.told if value not in now.values()]
         unknown = rng.choice(never) if never else next(iter(forgotten), None)
         others = [value for value in now.values() if value != now[key]]
         other = rng.choice(others) if others else None
         return [
-            None if value is None else known.speaker(seed).exchange(key, value)
+            None if value is None else known.speaker().exchange(key, value)
             for value in (now[key], unknown, other, known.before.get(key))
         ]
 
@@ -136,10 +136,10 @@ class TestbedTeller:
         """Moshi is given the turn: the same words in its voice and in another one."""
         if not any(known.spoken):
             return [None] * 2
-        seed, another = self.rng.random(), self.rng.randrange(1, v.VOICES)
+        another = self.rng.randrange(1, v.VOICES)
         words = [frame.codes[v.USER] - v.FIRST_WORD for frame in known.filler]
         said = self.rng.choices([word for word in words if word >= 0] or [0], k=2)
-        return [known.speaker(seed, other_voice=away).turn(said) for away in (0, another)]
+        return [known.speaker(away).turn(said) for away in (0, another)]
 
 
 @dataclass
@@ -179,31 +179,38 @@ class _Known:
 
     def again(self, rng: random.Random, frames: int) -> list[Frame]:
         """Filler that was heard, from anywhere on."""
-        held = list(self.filler) or self.speaker(0).silence(1)
+        held = list(self.filler) or self.speaker().silence(1)
         start = rng.randrange(len(held))
         return [held[(start + i) % len(held)] for i in range(frames)]
 
-    def speaker(self, seed: float, other_voice: int = 0) -> _Speaker:
-        """Goes on in the voices that were heard most; Moshi's so many voices away."""
+    def speaker(self, away: int = 0) -> _Speaker:
+        """Goes on in the voices that were heard most; Moshi's so many voices away from its own."""
         moshi, user = (count.index(max(count)) for count in (self.spoken, self.heard))
-        return _Speaker(random.Random(seed), (moshi + other_voice) % v.VOICES, user)
+        return _Speaker((moshi + away) % v.VOICES, user)
 
 
 def _question(kinds: tuple[str, ...], rows: list[Ways]) -> Question:
     """Of each row the right way to go on, and one of each kind, all of one length."""
     frames = next(len(way) for row in rows for way in row if way is not None)
-    missing = _Speaker(random.Random(0), 0, 0).silence(frames)
+    missing = _Speaker(0, 0).silence(frames)
     columns = list(zip(*rows, strict=True))
     right, *wrong = (collate([way or missing for way in column]).codes for column in columns)
     there = [torch.tensor([way is not None for way in column]) for column in columns[1:]]
     return Question(right, dict(zip(kinds, zip(wrong, there, strict=True), strict=True)))
 
 
+class _Clear(random.Random):
+    """For who always speaks clearly: the least of what may be drawn."""
+
+    def random(self) -> float:
+        return 0.0
+
+
 class _Speaker(Conversation):
     """Says what it is told to, in given voices."""
 
-    def __init__(self, rng: random.Random, moshi_voice: int, user_voice: int) -> None:
-        super().__init__(Level(), rng)
+    def __init__(self, moshi_voice: int, user_voice: int) -> None:
+        super().__init__(Level(), _Clear())
         self.moshi_voice, self.user_voice = moshi_voice, user_voice
 
     def exchange(self, key: int, value: int) -> list[Frame]:

@@ -1,0 +1,220 @@
+"""Paired likelihoods: each is that of the whole conversation run from scratch."""
+
+import json
+import random
+
+import pytest
+import torch
+from models import SMALL, stir, tiny_lm
+
+import ttt_cache
+from ttt_cache.evaluation import continuations
+from ttt_cache.evaluation.continuations import (
+    NEVER,
+    OLD,
+    OTHER,
+    RECORDING,
+    VOICE,
+    RecordedTeller,
+    TestbedTeller,
+)
+from ttt_cache.evaluation.forced import Forcing
+from ttt_cache.evaluation.pairs import Pairs, pairs
+from ttt_cache.evaluation.source import SEGMENT, Piece, TestbedSource
+from ttt_cache.testbed import vocabulary as v
+from ttt_cache.testbed.stream import LEVELS, Conversation, Level
+
+FAR = 10
+
+
+def testbed_lm(**settings):
+    model = tiny_lm(card=v.CARD, text_card=v.TEXT_CARD, delays=v.DELAYS, num_layers=2)
+    torch.manual_seed(3)
+    ttt_cache.patch(model, **(SMALL | settings))
+    stir(model)
+    return model
+
+
+testbed_lm.__test__ = False
+
+
+class Recorded:
+    """The testbed's codes as if they were recordings: without marks."""
+
+    name = "recorded"
+
+    def pieces(self, rows, frames, seed):
+        for piece in TestbedSource("few").pieces(rows, frames, seed):
+            yield Piece(piece.codes, {})
+
+
+def from_scratch(lm, before, continuation):
+    """Log-likelihood of what follows, one forward pass over everything for each row."""
+    whole = torch.cat([before, continuation], dim=2)
+    nats = Forcing(lm, len(whole)).feed(whole).nats[:, :, before.shape[2] :]
+    return -nats.double().nan_to_num(0).sum((1, 2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"recent": 16, "chunk": 16}, {"memory": "none", "recent": 5000}],
+    ids=["ttt", "full"],
+)
+def test_a_fork_is_each_continuation_from_scratch(monkeypatch, settings):
+    seen = {}
+    add = Pairs.add
+
+    def keep(self, kind, length, margin):
+        seen.setdefault((length, kind), []).append(margin)
+        add(self, kind, length, margin)
+
+    monkeypatch.setattr(Pairs, "add", keep)
+    lm, rows, source = testbed_lm(**settings), 2, TestbedSource(Level(keys=3))
+    found = pairs(lm, source, [300, 600], rows=rows, far=FAR, seed=5)
+    codes = torch.cat([piece.codes for piece in source.pieces(rows, 600, 5)], dim=2)
+    teller, expected = TestbedTeller(rows, random.Random("pairs 5")), {}
+    for length, place in ((300, SEGMENT), (600, 2 * SEGMENT)):
+        teller.hear(codes[:, :, place - SEGMENT : place])
+        before = torch.cat([codes[:, :, :place], teller.lead(FAR)], dim=2)
+        for question in teller.questions(codes[:, :, place:]):
+            right = from_scratch(lm, before, question.good)
+            for kind, (bad, there) in question.bad.items():
+                margin = (right - from_scratch(lm, before, bad)).masked_fill(~there, torch.nan)
+                expected.setdefault((length, kind), []).append(margin)
+    assert seen.keys() == expected.keys()
+    for key, margins in expected.items():
+        for got, margin in zip(seen[key], margins, strict=True):
+            assert torch.allclose(got, margin, atol=2e-4, equal_nan=True)
+    for line in found.result():
+        margins = torch.cat(expected[line["length"], line["kind"]])
+        there = margins[~margins.isnan()]
+        assert line["pairs"] == len(there)
+        if len(there):
+            assert line["margin"][0] == pytest.approx(there.mean().item(), abs=1e-4)
+            assert line["share"][0] == pytest.approx((there > 0).float().mean().item())
+    assert any(line["pairs"] > 5 for line in found.result())
+    again = Pairs.from_json(json.loads(json.dumps(found.as_json(), allow_nan=False)))
+    assert again.result() == found.result()
+
+
+def talks(level, rows=3, frames=700):
+    """Conversations, and what a teller heard of them."""
+    made = [Conversation(LEVELS[level], random.Random(row)) for row in range(rows)]
+    codes = torch.stack([torch.tensor([f.codes for f in t.take(frames)]).T for t in made])
+    teller = TestbedTeller(rows, random.Random(0))
+    for part in codes.split(100, dim=2):
+        teller.hear(part)
+    return made, codes, teller
+
+
+def said(codes, row):
+    """What a continuation of a question is about: key, and value of text, sound and voice."""
+    frames = codes[row].T.tolist()
+    assert frames[0][v.USER] == v.ASK and len(frames) == 4
+    text, sound, voice, *user = frames[2]
+    assert user == [v.SILENCE, v.QUIET] and frames[3] == [3, v.SILENCE, v.QUIET, *user]
+    assert text - v.FIRST_VALUE_TEXT == sound - v.FIRST_VALUE
+    return frames[1][v.USER] - v.FIRST_KEY, text - v.FIRST_VALUE_TEXT, voice
+
+
+@pytest.mark.parametrize("level", ["few", "many", "rewritten"])
+def test_every_known_fact_is_asked_for_rightly_and_wrongly(level):
+    made, codes, teller = talks(level)
+    questions = [q for q in teller.questions(codes) if NEVER in q.bad]
+    for row, talk in enumerate(made):
+        told = codes[row, v.USER]
+        values = set(
+            (told[(told >= v.FIRST_VALUE) & (told < v.FIRST_WORD)] - v.FIRST_VALUE).tolist()
+        )
+        now = {key: fact.value for key, fact in talk.facts.items()}
+        asked = set()
+        for question in questions:
+            never, other, old = (question.bad[kind] for kind in (NEVER, OTHER, OLD))
+            if not never[1][row]:
+                assert not other[1][row] and not old[1][row]
+                continue
+            key, value, voice = said(question.good, row)
+            asked.add(key)
+            assert value == now[key]
+            assert said(never[0], row)[0] == key and said(never[0], row)[1] not in values
+            assert other[1][row] and said(other[0], row)[1] in set(now.values()) - {value}
+            assert bool(old[1][row]) == (key in teller.known[row].before)
+            if old[1][row]:
+                assert talk.facts[key].rewritten and said(old[0], row)[1] != value
+            assert voice == talk.moshi_voice * v.SHADES + v.shade(v.FIRST_VALUE + value)
+        assert asked == set(now) - {int(told[-1]) - v.FIRST_KEY}
+    if level != "rewritten":
+        assert not any(q.bad[OLD][1].any() for q in questions)
+
+
+def test_where_all_was_told_the_longest_forgotten_value_is_wrong():
+    _, codes, teller = talks("rewritten", rows=1, frames=4000)
+    known = teller.known[0]
+    assert len(known.told) == v.VALUES
+    now = set(known.now.values())
+    expected = next(value for value in known.told if value not in now)
+    wrong = {said(q.bad[NEVER][0], 0)[1] for q in teller.questions(codes) if NEVER in q.bad}
+    assert wrong == {expected}
+    told = codes[0, v.USER] - v.FIRST_VALUE
+    last = {value: int((told == value).nonzero()[-1]) for value in set(range(v.VALUES)) - now}
+    assert expected == min(last, key=last.__getitem__)
+
+
+def test_moshi_goes_on_in_its_voice_or_in_another():
+    made, codes, teller = talks("rewritten")
+    questions = [q for q in teller.questions(codes) if VOICE in q.bad]
+    assert len(questions) == continuations.TURNS
+    for question in questions:
+        bad, there = question.bad[VOICE]
+        assert there.all()
+        same = [v.TEXT, v.MOSHI, v.USER, v.USER_VOICE]
+        assert torch.equal(question.good[:, same], bad[:, same])
+        for row, talk in enumerate(made):
+            right, wrong = (c[row, v.MOSHI_VOICE, 1:3] // v.SHADES for c in (question.good, bad))
+            assert (right == talk.moshi_voice).all() and (wrong != talk.moshi_voice).all()
+
+
+def test_the_lead_is_filler_of_the_conversation():
+    """No fact, no question and nothing of Moshi: frames that were heard, in order."""
+    _, codes, teller = talks("dialect")
+    lead = teller.lead(50)
+    assert lead.shape == (3, 5, 50)
+    for row in range(3):
+        heard = [tuple(frame) for frame in codes[row].T.tolist()]
+        frames = [tuple(frame) for frame in lead[row].T.tolist()]
+        assert set(frames) <= set(heard)
+        idle = [
+            f
+            for f in heard
+            if f[v.MOSHI] == v.SILENCE and (f[v.USER] == v.SILENCE or f[v.USER] >= v.FIRST_WORD)
+        ]
+        idle = idle[-continuations.REMEMBERED :] * 2  # from the last one it goes on with the first
+        assert any(idle[i : i + 50] == frames for i in range(len(idle)))
+
+
+def test_recordings_go_on_as_they_do_or_as_another():
+    codes = torch.randint(0, 9, (3, 5, 100))
+    questions = list(RecordedTeller().questions(codes))
+    assert len(questions) == 2
+    for shift, question in enumerate(questions, 1):
+        bad, there = question.bad[RECORDING]
+        assert there.all() and torch.equal(question.good, codes[:, :, : continuations.LENGTH])
+        for row in range(3):
+            assert torch.equal(bad[row], codes[row - shift, :, : continuations.LENGTH])
+    lm = testbed_lm()
+    found = pairs(lm, Recorded(), [SEGMENT, 2 * SEGMENT], rows=3, far=FAR)
+    pieces = list(Recorded().pieces(3, 2 * SEGMENT, 0))
+    (one, two) = found.result()
+    # Two others of each row, at places 0 and 1, then at all three.
+    assert (one["pairs"], two["pairs"]) == (12, 18) and one["kind"] == RECORDING
+    before, ahead = (piece.codes for piece in pieces)
+    margin = from_scratch(lm, before, ahead[:, :, :64]) - from_scratch(
+        lm, before, ahead.roll(1, 0)[:, :, :64]
+    )
+    assert margin.isfinite().all()
+
+
+@pytest.mark.parametrize("lengths", [[], [100], [600, 300], [300, 300]])
+def test_lengths_that_do_not_rise_are_refused(lengths):
+    with pytest.raises(ValueError, match="lengths must rise from 256"):
+        pairs(testbed_lm(), TestbedSource("few"), lengths, far=FAR)
