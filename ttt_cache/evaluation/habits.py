@@ -50,7 +50,7 @@ class Habits:
         self._lm = lm
         self._cards = {"said": lm.text_card, "voice": lm.card}
         self._frames, self._window, self._at = frames, window, 0
-        self._waiting = [np.zeros((0, 0))] * rows  # frames that do not fill a window yet
+        self._held: np.ndarray | None = None  # frames that do not fill a window yet
         self._before: list[dict[str, Stream]] = [{} for _ in range(rows)]
         self._windows: list[dict[str, Any]] = []
         self._counts: dict[tuple[str, int], list[np.ndarray]] = defaultdict(
@@ -60,20 +60,14 @@ class Habits:
     def add(self, codes: Tensor) -> None:
         """The next frames: int64 `[B, 1 + dep_q or more, S]`, not delayed."""
         new = codes[:, :2].cpu().numpy()
-        held = self._waiting[0].shape[-1]
-        room = self._frames - self._at - held
-        waiting = [
-            np.concatenate([old, row[:, :room]], axis=1) if held else row[:, :room]
-            for old, row in zip(self._waiting, new, strict=True)
-        ]
-        while (whole := min(self._window, self._frames - self._at)) and (
-            waiting[0].shape[-1] >= whole
-        ):
-            for row, frames in enumerate(waiting):
-                self._look(row, frames[:, :whole])
-            self._at += whole
-            waiting = [frames[:, whole:] for frames in waiting]
-        self._waiting = waiting
+        held = new if self._held is None else np.concatenate([self._held, new], axis=2)
+        held = held[:, :, : self._frames - self._at]
+        while (size := min(self._window, self._frames - self._at)) and held.shape[2] >= size:
+            for row, window in enumerate(held[:, :, :size]):
+                self._look(row, window)
+            self._at += size
+            held = held[:, :, size:]
+        self._held = held
 
     def result(self) -> dict[str, Any]:
         """JSON-able: `windows`, one entry for each row and window, and `histograms`.
