@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from models import SMALL, assert_near, random_codes, stir, tiny_lm
 
 import ttt_cache
+from ttt_cache.evaluation import rings
 from ttt_cache.evaluation.forced import Forcing, forced
 from ttt_cache.evaluation.source import Piece
 
@@ -120,8 +121,31 @@ def test_full_context_is_stock_moshi_streaming_far_beyond_its_ring():
     assert_near(text, expected)
 
 
+@pytest.mark.parametrize("step", [7, 64])
+@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=6))
+def test_windows_that_grow_are_as_wide_ones(step, lengths):
+    """Windows of 25 and 90, and stock's of 64 in a layer without a patch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rings, "STEP", step)
+        model = tiny_lm()
+        ttt_cache.patch(model, layers=[0, 2], memory="none", recent={0: 25, 2: 90})
+        codes = random_codes(model, sum(lengths))
+        forcing, found = Forcing(model, 2), []
+        for part in codes.split(lengths, dim=2):
+            assert not forcing.fork().feed(part).nats.isinf().any()
+            found.append(forcing.feed(part).nats)
+            widths = {n: cache.window.capacity for n, cache in forcing.carry.caches.items()}
+            room = -(-sum(each.shape[2] for each in found) // step) * step
+            assert widths == {n: min(room, most) for n, most in ((0, 25), (1, 64), (2, 90))}
+    nats = torch.cat(found, dim=2)
+    for stream, delay in enumerate(model.delays[: 1 + model.dep_q]):
+        expected = whole(model, codes)[0][:, stream, : max(0, sum(lengths) - delay)]
+        same(nats[:, stream, delay:], expected)
+
+
 @pytest.mark.parametrize("arm", ARMS)
-def test_what_is_held_does_not_grow(arm):
+def test_what_is_held_does_not_grow(arm, monkeypatch):
+    monkeypatch.setattr(rings, "STEP", 2000)
     model = patched(arm)
     forcing, held = Forcing(model, 2), []
     for codes in random_codes(model, 300).split(60, dim=2):

@@ -16,6 +16,7 @@ from ttt_cache.training.carry import Carry
 from ttt_cache.training.data import LMFacts
 from ttt_cache.training.loss import predict
 
+from .rings import make_room
 from .source import SEGMENT, Piece
 
 
@@ -71,7 +72,8 @@ class Forcing:
 
     def __init__(self, lm: LMModel, rows: int) -> None:
         self.lm, self.facts, self.rows = lm, LMFacts.of(lm), rows
-        self.carry = Carry(require_patch(lm))
+        self.carry, self._frames = Carry(require_patch(lm)), 0
+        self._whole = self.carry.caches
         # Frames before the next one that its input still needs, `[B, K, longest delay + 1]`.
         initial = torch.tensor(self.facts.initial, device=lm.device)
         self._past = initial[None, :, None].expand(rows, -1, max(self.facts.delays) + 1)
@@ -89,6 +91,8 @@ class Forcing:
             raise ValueError(f"codes must be {list(expected)} by frames, got {list(codes.shape)}")
         past = torch.cat([self._past, codes.to(self._past)], dim=2)
         delayed = self._delayed(past)
+        self._frames += codes.shape[2]
+        make_room(self.carry, self._whole, self._frames, self.rows)
         with self.carry.segment(torch.zeros(self.rows, dtype=torch.bool, device=past.device)):
             logits = predict(self.lm, delayed)
         self._past = past[:, :, -self._past.shape[2] :]
