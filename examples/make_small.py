@@ -3,9 +3,14 @@ formats. Nothing is downloaded.
 
     python examples/make_small.py          # writes out/small, a few seconds
 
-The recordings say the clip that the package brings (Moshi, left channel), with pauses between,
-against seeded tones (the user, right channel). Weights are random: this shows how training goes,
-not what Moshi learns.
+The recordings say the clip speech.wav (Moshi, left channel), with pauses between, against seeded
+tones (the user, right channel). Weights are random: this shows how training goes, not what Moshi
+learns. The clip was made with espeak-ng 1.51 and sox 14.4.2:
+
+    espeak-ng -v en-us -s 165 -w a.wav "Hello. I am a short clip of synthetic speech. \
+Every eighty milliseconds of me becomes one frame, and what leaves the window is folded \
+into a small memory."
+    sox -D a.wav -r 24000 -c 1 -b 16 speech.wav
 """
 
 import argparse
@@ -21,14 +26,20 @@ from moshi.models.lm import LMModel
 from moshi.models.loaders import _lm_kwargs, _mimi_config, get_mimi
 from safetensors.torch import save_file
 
-from ttt_cache.demo.clip import _fill_codebooks, read_clip
-
-RATE, CODES = 24_000, 64
+RATE, FRAME, CODES = 24_000, 1920, 64
 TEXT = (
     "hello i am a short clip of synthetic speech every eighty milliseconds of me becomes one frame "
     "and what leaves the window is folded into a small memory"
 )
 WORDS = TEXT.split()
+
+
+def read_clip():
+    """The clip in whole frames, float32 [1, 1, T]."""
+    with wave.open(str(Path(__file__).parent / "speech.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    clip = torch.from_numpy(samples / np.float32(32768))
+    return clip[None, None, : len(clip) // FRAME * FRAME]
 
 
 def make_moshi(folder, pieces):
@@ -56,12 +67,23 @@ def make_mimi(folder, clip):
     config["transformer"] |= {"dim_feedforward": 64, "input_dimension": 32}
     config["transformer"] |= {"output_dimensions": [32]}
     mimi = get_mimi(None, mimi_config=config, num_codebooks=4)
-    with torch.no_grad():  # an untrained codebook is all zeros: spread its words over the clip
-        latent = mimi.encode_to_latent(clip, quantize=False)
-        for part in (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest):
-            _fill_codebooks(part, latent)
+    fill_codebooks(mimi, clip)
     save_file(mimi.state_dict(), folder / "mimi.safetensors")
     (folder / "mimi.json").write_text(json.dumps(config, indent=2))
+
+
+@torch.no_grad()
+def fill_codebooks(mimi, clip):
+    """Spread random code words where the clip's frames are: an untrained Mimi's are all zeros."""
+    latent = mimi.encode_to_latent(clip, quantize=False)
+    for part in (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest):
+        residual = part.input_proj(latent)  # [1, D, T]
+        for layer in list(part.vq.layers)[: part.n_q]:
+            centre = residual.mean(dim=(0, 2))
+            spread = residual.std(dim=(0, 2), correction=0)
+            book = layer._codebook.embedding_sum  # [codes, D]; each was used once, so sum is mean
+            book.copy_(centre + spread * torch.randn_like(book))
+            residual = residual - layer.decode(layer.encode(residual))
 
 
 def make_tokenizer(folder):

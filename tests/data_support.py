@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import runpy
 import wave
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,9 @@ from models import tiny_lm
 from moshi.models.compression import MimiModel
 from moshi.models.loaders import _mimi_config, get_mimi
 
-from ttt_cache.demo.clip import _fill_codebooks
 from ttt_cache.training.data import LMFacts
 
+MAKE_SMALL = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "make_small.py"))
 RATE = 24_000
 FRAME = 1920
 
@@ -55,10 +56,7 @@ def tiny_mimi(context: int = 6, seed: int = 0) -> MimiModel:
         },
     }
     mimi = get_mimi(None, mimi_config=config, num_codebooks=4)
-    with torch.no_grad():
-        latent = mimi.encode_to_latent(torch.randn(1, 1, 40 * FRAME) * 0.3, quantize=False)
-        for part in (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest):
-            _fill_codebooks(part, latent)
+    MAKE_SMALL["fill_codebooks"](mimi, torch.randn(1, 1, 40 * FRAME) * 0.3)
     return mimi
 
 

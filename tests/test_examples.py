@@ -102,8 +102,7 @@ def test_the_small_recordings_become_many_different_codes(small: Path) -> None:
     """A codec of zeros would train all the same."""
     from moshi.models.loaders import CheckpointInfo
 
-    from ttt_cache.demo.clip import read_clip
-
+    read_clip = runpy.run_path(str(EXAMPLES / "make_small.py"))["read_clip"]
     folder = small / "out" / "small"
     info = CheckpointInfo.from_hf_repo(
         "none/needed", *(folder / n for n in ("model.safetensors", "mimi.safetensors")),

@@ -1,1 +1,1 @@
-"""What the cache saves on this machine: stock and patched Moshi side by side, without weights."""
+"""What a memory is worth, seen on this machine: facts told, minutes of talk, and questions."""

@@ -1,103 +1,75 @@
-"""The picture of a conversation: size of the state, and time per step, over its minutes."""
+"""The picture of the demo: what each model recalls by the age of the fact, and what it costs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .conversation import Record
-from .figures import FRAME_SECONDS, figures, spans
+from ttt_cache.testbed.vocabulary import VALUES
+
+from .table import span, where
 
 # Okabe and Ito's palette: tells apart under every common colour blindness, and in grey.
-COLOURS = {"stock": "#D55E00", "patched": "#0072B2"}
-GROUPS = 60  # points on the curve of step times
-SMALLEST = 20  # frames in a group
+COLOURS = ("#999999", "#D55E00", "#E69F00", "#0072B2")
+MARKERS = "sv^o"
 
 
-def draw(record: Record, context: int, subtitle: str, path: Path) -> None:
-    """Draw a conversation as a PNG.
+def draw(result: dict[str, Any], subtitle: str, path: Path) -> None:
+    """Draw the demo as a PNG.
 
     Args:
-        context: frames of the stock model's ring.
+        result: as of `figures.as_json`.
         subtitle: says what was run, in one line.
     """
-    sizes = [figures(arm).state_bytes_end / 1e6 for arm in (record.stock, record.patched)]
     figure = Figure(figsize=(11, 5.2), layout="constrained", dpi=150)
-    minutes = record.frames * FRAME_SECONDS / 60
-    length = f"{minutes:.3g} minutes" if minutes >= 1 else f"{minutes * 60:.3g} seconds"
     figure.suptitle(
-        f"{length} with a small Moshi: {sizes[0]:.1f} MB of state, patched {sizes[1]:.1f} MB",
+        f"{result['minutes']:.3g} minutes with a small Moshi: what it recalls, and what it costs",
         fontsize=15,
         fontweight="bold",
     )
-    left, right = figure.subplots(1, 2)
-    _draw_sizes(left, record)
-    _draw_times(right, record)
-    full = context * FRAME_SECONDS / 60
-    for axes in (left, right):
-        _finish(axes, minutes)
-        if full < minutes:
-            _mark(axes, full, f"{context} frames:\nstock starts to forget" if axes is left else "")
+    grid = figure.add_gridspec(2, 2, width_ratios=(7, 4))
+    _draw_recall(figure.add_subplot(grid[:, 0]), result)
+    arms = result["arms"]
+    sizes = {name: arm["state_bytes_end"] / 1000 for name, arm in arms.items()}
+    _draw_bars(figure.add_subplot(grid[0, 1]), sizes, "State of one conversation (kB)", "{:,.0f}")
+    times = {name: arm["step_ms_last"] for name, arm in arms.items()}
+    title = f"Step of {result['conversations']} conversations, median of the last (ms)"
+    _draw_bars(figure.add_subplot(grid[1, 1]), times, title, "{:.1f}")
     figure.supxlabel(subtitle, fontsize=8.5, color="0.35")
     figure.savefig(path, format="png")
 
 
-def _draw_sizes(axes: Axes, record: Record) -> None:
-    minutes = np.array(record.sampled) * FRAME_SECONDS / 60
-    for name, colour in COLOURS.items():
-        size = np.array(getattr(record, name).state_bytes) / 1e6
-        axes.plot(minutes, size, color=colour, lw=2.5, marker="o", ms=3, label=name)
-        axes.annotate(
-            f"{name}: {size[-1]:,.1f} MB",
-            (minutes[0], size[0]),
-            xytext=(8, 8),
-            textcoords="offset points",
-            color=colour,
-            fontweight="bold",
-        )
-    axes.set_ylim(0, max(record.stock.state_bytes + record.patched.state_bytes) * 1.2 / 1e6)
-    axes.set_title("Streaming state, measured every 100 frames")
-    axes.set_ylabel("state of one conversation (MB)")
-
-
-def _draw_times(axes: Axes, record: Record) -> None:
-    start = spans(record.frames)[0].start  # without the warm-up
-    groups = min(GROUPS, max(1, (record.frames - start) // SMALLEST))
-    edges = np.linspace(start, record.frames, groups + 1).astype(int)
-    middle = (edges[:-1] + edges[1:]) / 2 * FRAME_SECONDS / 60
-    highest = 0.0
-    for name, colour in COLOURS.items():
-        parts = np.split(getattr(record, name).seconds[start:] * 1000, edges[1:-1] - start)
-        median, p99 = np.array([np.percentile(part, [50, 99]) for part in parts]).T
-        axes.plot(middle, median, color=colour, lw=2.5, label=f"{name}, median")
-        axes.fill_between(
-            middle, median, p99, color=colour, alpha=0.18, lw=0, label=f"{name}, up to p99"
-        )
-        highest = max(highest, float(np.percentile(p99, 90)))  # a hiccup must not set the scale
-    axes.set_ylim(0, highest * 1.4)
-    axes.set_title(f"Time per step, in groups of {np.diff(edges).max()} frames")
-    axes.set_ylabel("time per step (ms); a frame lasts 80 ms")
-    axes.legend(loc="upper right", ncols=2, framealpha=0.9, edgecolor="none", fontsize=9)
-
-
-def _finish(axes: Axes, minutes: float) -> None:
-    axes.set_xlim(0, minutes)
-    axes.set_xlabel("length of the conversation (minutes)")
+def _draw_recall(axes: Axes, result: dict[str, Any]) -> None:
+    there = [number for number, age in enumerate(result["ages"]) if age["questions"]]
+    ages = [result["ages"][number] for number in there]
+    for (name, arm), colour, marker in zip(result["arms"].items(), COLOURS, MARKERS, strict=True):
+        share = [arm["right"][n] / result["ages"][n]["questions"] for n in there]
+        label = f"{name}: {arm['keeps']}"
+        axes.plot(share, color=colour, marker=marker, lw=2.5, ms=8, label=label, alpha=0.9)
+    axes.axhline(1 / VALUES, color="0.35", lw=1, ls="--")
+    guess = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 9, "color": "0.35"}
+    axes.annotate("a guess", (0, 1 / VALUES), **guess)
+    axes.set_xticks(
+        range(len(ages)),
+        [f"{span(age)}\n{where(age, result)}\n{age['questions']} asked" for age in ages],
+        fontsize=8,
+    )
+    axes.set_ylim(0, 1.05)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set_title("Right answers")
+    axes.set_xlabel("how long ago the fact was told (minutes and seconds)")
+    axes.legend(loc="center left", framealpha=0.9, edgecolor="none", fontsize=9)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _mark(axes: Axes, minute: float, label: str) -> None:
-    axes.axvline(minute, color="0.35", lw=1, ls="--")
-    axes.annotate(
-        label,
-        (minute, axes.get_ylim()[1]),
-        xytext=(5, -5),
-        textcoords="offset points",
-        va="top",
-        color="0.35",
-        fontsize=9,
-    )
+def _draw_bars(axes: Axes, values: dict[str, float], title: str, text: str) -> None:
+    bars = axes.barh(list(values), list(values.values()), color=COLOURS)
+    axes.bar_label(bars, [text.format(value) for value in values.values()], padding=3)
+    axes.set_xlim(0, max(values.values()) * 1.2)
+    axes.invert_yaxis()
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)

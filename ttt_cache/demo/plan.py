@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ttt_cache.checks import whole_number
-from ttt_cache.config import CacheConfig
 
-from .clip import read_clip
+from .story import LEAST
 
-MOST_FRAMES = 10_000_000  # nine days of conversation
+MOST_FRAMES = 100_000  # two hours of conversation; the full cache keeps them all
 LARGEST_SEED = 2**32 - 1
 
 
@@ -25,59 +21,34 @@ class Plan:
     """A demo that can be run.
 
     Attributes:
-        name: of the clip.
-        clip: samples at 24 kHz, float32 [1, 1, T].
-        frames: length of the conversation, 80 ms each.
+        frames: length of the conversations, 80 ms each.
+        seed: of what is told and said in them.
         out: folder of the results; see `make_folder`.
     """
 
-    name: str
-    clip: Tensor
     frames: int
-    config: CacheConfig
-    depformer: bool
     seed: int
     threads: int
     device: str
     out: Path
 
-    def resolved(self, config: CacheConfig) -> Plan:
-        """The plan with the settings as the patch has them: layers counted."""
-        return replace(self, config=config)
-
 
 def make_plan(
-    wav: Path | None,
     frames: int,
-    settings: Mapping[str, Any],
-    depformer: bool = False,
     seed: int = 0,
     threads: int = 1,
     device: str | None = None,
     out: Path = Path("out/demo"),
 ) -> Plan:
-    """Check every choice and read the clip; nothing is written yet.
+    """Check every choice; nothing is written yet.
 
     Raises:
         TypeError, ValueError: a choice is not possible; the message names it.
     """
-    _between("--frames", frames, 1, MOST_FRAMES)
-    _between("--threads", threads, 1, os.cpu_count() or 1)
+    _between("--frames", frames, LEAST, MOST_FRAMES)
     _between("--seed", seed, 0, LARGEST_SEED)
-    config = CacheConfig.from_fields(settings)
-    device = _device(device)
-    clip = read_clip(wav)
-    return Plan(
-        name="speech.wav (in the package)" if wav is None else wav.name,
-        clip=clip,
-        frames=frames,
-        config=config,
-        depformer=depformer,
-        seed=seed,
-        threads=threads,
-        device=device,
-        out=out,
-    )
+    _between("--threads", threads, 1, os.cpu_count() or 1)
+    return Plan(frames, seed, threads, _device(device), out)
 
 
 def _between(name: str, value: int, least: int, most: int) -> None:

@@ -7,29 +7,34 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from moshi.models.lm import LMModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ttt_cache import testbed
 from ttt_cache.files import write_whole
+from ttt_cache.testbed.text import SPACE
+from ttt_cache.testbed.vocabulary import PADDING
 from ttt_cache.version import __version__
 
-from .clip import FRAME, encode
-from .conversation import Record, converse, threads
+from .arms import Arms, make_arms
 from .figures import as_json
 from .picture import draw
 from .plan import Plan
-from .table import table
+from .story import HELD, write_story
+from .table import conversation, recall
+from .talk import hold, threads
+
+ROWS = 8  # conversations at once
 
 
-def run(plan: Plan, stock: LMModel, patched: LMModel) -> dict[str, Any]:
-    """Hold the conversation, print the table, write `demo.png` and `demo.json`.
+def run(plan: Plan) -> dict[str, Any]:
+    """Hold the conversations, print the tables, write `demo.png` and `demo.json`.
 
     Returns:
         What is in the JSON file.
@@ -37,45 +42,40 @@ def run(plan: Plan, stock: LMModel, patched: LMModel) -> dict[str, Any]:
     progress = Console(stderr=True)
     start = time.perf_counter()
     with threads(plan.threads):
-        with progress.status("Encoding the clip with Mimi"):
-            codes = encode(plan.clip, plan.seed, plan.device)
+        with progress.status("Loading the models"):
+            arms = make_arms(plan.frames, plan.device)
+            story = write_story(ROWS, plan.frames, plan.seed)
         with _bar(progress) as bar:
-            task = bar.add_task("Talking", total=plan.frames, speed=0.0)
-            begin = time.perf_counter()
-
-            def on_frame(done: int) -> None:
-                if done % 10 == 0 or done == plan.frames:
-                    speed = done / (time.perf_counter() - begin)
-                    bar.update(task, completed=done, speed=speed)
-
-            record = converse(
-                stock, patched, codes, plan.frames, plan.seed, plan.depformer, on_frame
-            )
-    result = _circumstances(plan, stock) | as_json(record)
+            task = bar.add_task("Talking", total=plan.frames)
+            talks = hold(arms.each, story.heard, lambda done: bar.update(task, completed=done))
+    result = _circumstances(plan, arms) | as_json(arms, story, talks, _speller())
     result["wall_seconds"] = round(time.perf_counter() - start, 1)
-    _write(plan, stock, record, result)
-    _say(plan, stock, result)
+    _write(plan, result)
+    _say(plan, result)
     return result
 
 
 def _bar(console: Console) -> Progress:
     # Few refreshes: they take time from the steps that are being measured.
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("frames, {task.fields[speed]:.0f} frames/s,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        refresh_per_second=2,
-    )
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    left = TextColumn("frames,"), TimeRemainingColumn(), TextColumn("left")
+    return Progress(*columns, *left, console=console, refresh_per_second=2)
 
 
-def _circumstances(plan: Plan, model: LMModel) -> dict[str, Any]:
+def _speller() -> Callable[[int], str]:
+    """What turns a text token into a word."""
+    pieces = testbed.tokenizer()
+
+    def word(token: int) -> str:
+        return "silence" if token == PADDING else pieces.id_to_piece(token).removeprefix(SPACE)
+
+    return word
+
+
+def _circumstances(plan: Plan, arms: Arms) -> dict[str, Any]:
     kind = torch.cuda.get_device_name(plan.device) if plan.device != "cpu" else platform.machine()
     return {
-        "note": "all weights are random: cost, not quality of speech",
+        "note": "Moshi's most likely words; it hears the user's side only, and itself",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {
             "ttt_cache": __version__,
@@ -86,70 +86,40 @@ def _circumstances(plan: Plan, model: LMModel) -> dict[str, Any]:
         "device": f"{plan.device} ({kind})",
         "threads": plan.threads,
         "seed": plan.seed,
-        "clip": plan.name,
-        "clip_frames": plan.clip.shape[-1] // FRAME,
-        "settings": asdict(plan.config),
-        "model": {
-            "dim": model.dim,
-            "layers": len(model.transformer.layers),
-            "context": model.context,
-            "dtype": "float32",
-            "depformer_runs": plan.depformer,
-        },
+        "settings": arms.config.to_json(),
     }
 
 
-def _write(plan: Plan, model: LMModel, record: Record, result: dict[str, Any]) -> None:
-    size = result["model"]
+def _write(plan: Plan, result: dict[str, Any]) -> None:
     subtitle = (
-        f"Random weights: cost, not quality of speech. dim {size['dim']}, {size['layers']} layers, "
-        f"context {size['context']}, float32, {result['device']}, {plan.threads} CPU thread(s); "
-        f"{_system(plan)}, seed {plan.seed}"
+        f"The testbed's Moshi (trained here, not Kyutai's), float32, {result['device']}, "
+        f"{plan.threads} CPU thread(s), seed {plan.seed}"
     )
-    assert model.context is not None
-    context = model.context
     text = json.dumps(result, indent=2) + "\n"
     write_whole(
         {
-            plan.out / "demo.png": lambda path: draw(record, context, subtitle, path),
+            plan.out / "demo.png": lambda path: draw(result, subtitle, path),
             plan.out / "demo.json": lambda path: path.write_text(text, encoding="utf-8"),
         }
     )
 
 
-def _system(plan: Plan) -> str:
-    config = plan.config
-    named = "" if config.preset is None else f"preset {config.preset}, "
-    windows = {None: "the whole context", 0: "no window"}
-    return f"{named}{windows.get(config.recent, f'recent {config.recent}')}, memory {config.memory}"
-
-
-def _say(plan: Plan, model: LMModel, result: dict[str, Any]) -> None:
+def _say(plan: Plan, result: dict[str, Any]) -> None:
     console = Console()
-    console.print(table(result))
-    context, agreed = model.context or 0, result["frames_with_the_same_text"]
+    console.print(conversation(result))
+    console.print(recall(result))
+    for name, arm in result["arms"].items():
+        console.print(f"{name}: {arm['keeps']}", highlight=False)
     console.print(
-        f"Both models chose the same text in the first {agreed} of {plan.frames} frames "
-        f"(patched: {_system(plan)})."
+        f"A small Moshi, trained on generated conversations, hears the user's side of "
+        f"{result['conversations']} of them, frame by frame through LMGen, and says what it finds "
+        f"most likely; a step is a frame of all of them, state is that of one. Each begins with "
+        f"{HELD} facts that are asked for once; the talk between has others, which change."
     )
-    if plan.frames < context:
+    if plan.frames <= result["context"]:
         console.print(
-            f"Note: {plan.frames} frames are less than the stock context of {context}; the stock "
-            f"model has forgotten nothing yet. The default of 6000 is twice the context."
+            f"Note: {plan.frames} frames are within the context of {result['context']}; stock "
+            f"Moshi has forgotten nothing yet."
         )
-    recent = plan.config.recent
-    if isinstance(recent, int) and recent < context:
-        console.print(
-            "The patch's own cost per step weighs less the wider the layers are: here "
-            f"{model.dim}, in Moshi 7B 4096."
-        )
-    if recent == 0:
-        console.print("Until it is trained, a TTT layer adds nothing to what passes through it.")
-    if not plan.depformer:
-        console.print(
-            "A step is the temporal transformer's, which is what is patched; add --depformer for "
-            "Moshi's second transformer."
-        )
-    console.print("All weights are random: this shows cost, not quality of speech.")
     for name in ("demo.png", "demo.json"):
         console.print(f"Written: {plan.out / name}", soft_wrap=True)

@@ -14,17 +14,18 @@ SPACE = "\u2581"  # which begins a piece that begins a word, as in Moshi's token
 def tokenizer_model() -> bytes:
     """The file: unknown, begin, end and padding as in Moshi's, then `vocabulary.text_pieces()`.
 
-    SentencePiece wants letters beside the given words: one more piece follows, which no
-    conversation uses. All fit into `vocabulary.TEXT_CARD`.
+    Further pieces, which no conversation uses, fill it up to `vocabulary.TEXT_CARD`, so that
+    whatever token a model chooses has a piece. SentencePiece wants one of them to be a letter.
     """
     words = [SPACE + word for word in v.text_pieces()]
+    free = v.TEXT_CARD - v.FIRST_VALUE_TEXT - len(words) - 1
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(["a"]),
         model_writer=model,
-        model_type="word",
-        vocab_size=v.FIRST_VALUE_TEXT + len(words) + 1,
-        user_defined_symbols=words,
+        model_type="char",
+        vocab_size=v.TEXT_CARD,
+        user_defined_symbols=[*words, *(f"<free{number}>" for number in range(free))],
         pad_id=v.PADDING,
         normalization_rule_name="identity",
         minloglevel=2,
