@@ -66,6 +66,13 @@ def test_entropy_that_is_known():
     assert ngrams.entropy(np.array([7, 7, 7])) == 0
     assert ngrams.entropy(np.array([1, 1, 2, 3])) == pytest.approx(1.5)
     assert ngrams.entropy(np.array([], dtype=int)) == 0
+
+
+def test_distinct_ngrams_that_are_known():
+    tokens = np.array([1, 2, 3, 4, 5, 5, 5, 5, 6, 7])
+    assert ngrams.distinct(tokens[:8], 2, 4) == pytest.approx((1 + 1 / 3) / 2)
+    assert ngrams.distinct(tokens, 2, 4) == ngrams.distinct(tokens[:8], 2, 4)
+    assert ngrams.distinct(tokens[4:7], 2, 4) == pytest.approx(1 / 2)
     assert math.isnan(ngrams.distinct(np.array([4]), 2, 50))
 
 
@@ -158,13 +165,14 @@ def test_windows_do_not_depend_on_the_pieces_and_hold_what_they_should():
         assert window["voice"]["loop"] == slow_loop(voice, 64)[0]
 
 
-def test_histograms_count_every_ngram_once():
-    """Also those that lie across two windows; by halves of the conversation."""
+@pytest.mark.parametrize(("length", "first"), [(90, 60), (60, 30)])
+def test_histograms_count_every_ngram_once(length, first):
+    """Also those that lie across two windows; by halves, to which whole windows belong."""
     model = tiny_lm()
-    codes = random_codes(model, 90, batch=1)
+    codes = random_codes(model, length, batch=1)
     halves = habits_of(model, codes, 30, 8)["histograms"]["voice"]["2"]
     voice = codes[0, 1].tolist()
-    pairs = [Counter(pairwise(voice[:60])), Counter(pairwise(voice[59:]))]  # windows at 0, 30; 60
+    pairs = [Counter(pairwise(voice[:first])), Counter(pairwise(voice[first - 1 :]))]
     for (buckets, counts), expected in zip(halves, pairs, strict=True):
         wanted = {a * model.card + b: count for (a, b), count in expected.items()}
         assert dict(zip(buckets, counts, strict=True)) == wanted
