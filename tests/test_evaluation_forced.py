@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import SMALL, assert_near, random_codes, stir, tiny_lm
 
@@ -66,6 +66,7 @@ def same(actual, expected):
 
 
 @pytest.mark.parametrize("arm", ARMS)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), data=st.data())
 def test_pieces_of_any_length_are_one_forward_pass(arm, lengths, data):
     model = patched(arm)
@@ -122,6 +123,7 @@ def test_full_context_is_stock_moshi_streaming_far_beyond_its_ring():
 
 
 @pytest.mark.parametrize("step", [7, 64])
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=6))
 def test_windows_that_grow_are_as_wide_ones(step, lengths):
     """Windows of 25 and 90, and stock's of 64 in a layer without a patch."""
