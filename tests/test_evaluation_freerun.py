@@ -324,6 +324,8 @@ def test_refusals():
         freerun(tiny_lm().train(), source, 5, 0)
     with pytest.raises(ValueError, match=r"shape \[2, 2, S\].*got \[1, 2, 4\]"):
         next(generate(model, [torch.zeros(1, 2, 4, dtype=torch.long)], 2, 0))
+    with pytest.raises(ValueError, match="at most 30, the model's card, got 31"):
+        next(generate(model, [torch.full((2, 2, 4), 31)], 2, 0))
     assert not model.is_streaming
     with model.streaming(1), pytest.raises(RuntimeError, match="run freely while it is streaming"):
         freerun(model, source, 5, 0)

@@ -60,7 +60,7 @@ def generate(
 
     Raises:
         RuntimeError: the model is streaming.
-        ValueError: it is in training mode, or a piece has another shape.
+        ValueError: it is in training mode, or a piece does not fit it.
     """
     refuse_streaming(lm, lm.transformer, "run freely")
     if lm.training:
@@ -70,7 +70,7 @@ def generate(
     last = torch.zeros(rows, lm.n_q - lm.dep_q, 1, dtype=torch.long, device=lm.device)
     with generator.streaming(rows):
         for piece in heard:
-            _check(piece, last)
+            _check(lm, piece, rows)
             ahead = torch.cat([last, piece.to(lm.device)], dim=2)
             last = ahead[:, :, -1:]
             with sampler:
@@ -138,10 +138,15 @@ class _Sampler:
             torch.cuda.set_rng_state(states[1], self._device)
 
 
-def _check(piece: Tensor, like: Tensor) -> None:
-    wanted = list(like.shape[:2])
-    if list(piece.shape[:2]) != wanted or piece.dim() != 3 or piece.shape[2] == 0:
+def _check(lm: LMModel, piece: Tensor, rows: int) -> None:
+    wanted = [rows, lm.n_q - lm.dep_q]
+    if piece.dim() != 3 or list(piece.shape[:2]) != wanted or piece.shape[2] == 0:
         raise ValueError(
             f"a piece of the user's codes must have shape [{wanted[0]}, {wanted[1]}, S] with S of "
             f"at least 1, got {list(piece.shape)}"
+        )
+    if piece.numel() and (highest := int(piece.max())) > lm.card:
+        raise ValueError(
+            f"the user's codes must be at most {lm.card}, the model's card, got {highest}: they are "
+            "of another codec or testbed"
         )
