@@ -11,7 +11,6 @@ from rich.table import Table
 
 from .. import pictures
 from ..collapse import collapse
-from ..crossentropy import CrossEntropy
 from ..findings import Finding
 from ..freerun import divergence, drift
 from ..lines import Line
@@ -30,7 +29,7 @@ class Unbounded(Experiment):
     name = "unbounded"
     about = "100,000 frames: state, cross-entropy, recall, and what Moshi says for itself."
     question = "Does anything grow, drift or collapse in 100,000 frames?"
-    rows = 2
+    rows = 8
     beside = "stock"  # every frame of 100,000 would take hours
 
     def frames(self, subject: Subject) -> int:
@@ -48,15 +47,16 @@ class Unbounded(Experiment):
     def lines(self, plan: Plan, findings: dict[str, Finding]) -> Sequence[Line]:
         mine = findings["hierarchical"]
         run, reference = mine.results["speak"], findings["stock"].results["speak"]
-        assert mine.crossentropy is not None
         size = run["state_bytes"]
+        own, stock = drifted(mine, plan.frames), drifted(findings["stock"], plan.frames)
         found, beside = collapse(run, reference), collapse(reference, reference["recorded"])
         return [
             Line("growth of state (bytes)", size["most"] - size["start"], at_most=0),
             Line(
-                "drift of cross-entropy, last tenth beside the second",
-                abs(drifted(mine.crossentropy, plan.frames)),
+                "drift of cross-entropy beside stock Moshi's, last tenth over the second",
+                abs((1 + own) / (1 + stock) - 1),
                 at_most=0.02,
+                about=f"{own:+.4f} itself, {stock:+.4f} stock's: what is talked about changes",
             ),
             Line(
                 "windows that collapse where stock Moshi's do not, share",
@@ -75,8 +75,11 @@ class Unbounded(Experiment):
         axes[0].legend(fontsize=8)
 
 
-def drifted(heard: CrossEntropy, frames: int) -> float:
+def drifted(finding: Finding, frames: int) -> float:
     """Relative change of cross-entropy from the second tenth of a conversation to the last."""
+    heard = finding.crossentropy
+    if heard is None:
+        return float("nan")
     begin, part = heard.mean(frames // PARTS, 2 * frames // PARTS), frames - frames // PARTS
     return float(heard.mean(part, None).value / begin.value) - 1
 
