@@ -147,6 +147,6 @@ def _check(lm: LMModel, piece: Tensor, rows: int) -> None:
         )
     if piece.numel() and (highest := int(piece.max())) > lm.card:
         raise ValueError(
-            f"the user's codes must be at most {lm.card}, the model's card, got {highest}: they are "
-            "of another codec or testbed"
+            f"the user's codes must be at most {lm.card}, the model's card, got {highest}: they "
+            "are of another codec or testbed"
         )
