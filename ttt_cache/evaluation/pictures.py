@@ -128,7 +128,7 @@ def listed(
             title = span.name if height == heights[0] else None
             axes.plot(value, height, "o", color=colour, label=title)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", color="0.9")
     axes.set_xlabel(label)
 

@@ -20,7 +20,7 @@ from .checkpoint import Results, key_of, lock
 from .measures import Measure, Run
 from .recipe import DEFAULT, Recipe
 from .source import Piece, Source
-from .subject import Subject
+from .subject import Subject, frames_seen
 
 FORMAT = 1  # changes when the same measure no longer gives the same result
 
@@ -105,12 +105,14 @@ class Bench:
         ready = subject.trained_already(arm)
         if point.recipe is None and ready is not None:
             return ready
-        recipe = point.recipe or arm.recipe or DEFAULT
+        recipe = (point.recipe or arm.recipe or DEFAULT).stretched(subject.context)
+        # Half of a sequence, if the context allows, is to be remembered.
+        least = min(2 * frames_seen(arm.lesson), subject.context)
         return adapter_for(
             subject.lm,
             point.taught or subject.taught or subject.source,
             arm.lesson,
-            recipe.stretched(subject.context),
+            recipe.beyond(least),
             self.adapters,
             subject.seed,
             progress=self.console.is_terminal,

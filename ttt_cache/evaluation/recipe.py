@@ -42,6 +42,11 @@ class Course:
         stages = ((round(frames * factor), rows, steps) for frames, rows, steps in self.stages)
         return replace(self, stages=tuple(stages))
 
+    def beyond(self, least: int) -> Course:
+        """The same on sequences of at least so many frames."""
+        stages = ((max(frames, least), rows, steps) for frames, rows, steps in self.stages)
+        return replace(self, stages=tuple(stages))
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -81,6 +86,10 @@ class Recipe:
         return replace(
             self, distill=self.distill.stretched(factor), tune=self.tune.stretched(factor)
         )
+
+    def beyond(self, least: int) -> Recipe:
+        """The same on sequences of at least so many frames: a wide window needs long ones."""
+        return replace(self, distill=self.distill.beyond(least), tune=self.tune.beyond(least))
 
 
 # Of the shipped adapters. Many steps of few sequences teach more than the reverse.

@@ -25,7 +25,7 @@ TESTBED_SETTINGS: dict[str, Any] = {
     "virtual": 24,
     "memory_heads": 4,
     "memory_dim": 32,
-    "hidden_dim": 96,
+    "hidden_dim": 80,
 }
 
 
@@ -67,9 +67,7 @@ class Subject:
     @property
     def far(self) -> int:
         """Frames after which what was said has left the memory's window: all layers, the most."""
-        config = CacheConfig.from_fields(self.settings)
-        recents = config.recent.values() if isinstance(config.recent, Mapping) else [config.recent]
-        return max(self.context if n is None else n for n in recents) + config.chunk
+        return frames_seen(self.settings) or self.context
 
     def arms(self, frames: int) -> dict[str, Arm]:
         """The memory and all controls, by name; `frames`: of the longest conversation."""
@@ -86,6 +84,15 @@ class Subject:
             if same_settings(self.lm, adapter_config(folder), wanted):
                 return folder
         return None
+
+
+def frames_seen(settings: Mapping[str, Any]) -> int:
+    """Frames that a layer with a memory sees exactly when a chunk is about to leave its window, and
+    one more: all layers, the most. 0 where that is the layer's whole context."""
+    config = CacheConfig.from_fields(settings)
+    recents = config.recent.values() if isinstance(config.recent, Mapping) else [config.recent]
+    known = [recent + config.chunk for recent in recents if recent is not None]
+    return max(known) if len(known) == len(recents) else 0
 
 
 def adapter_config(folder: Path) -> CacheConfig:

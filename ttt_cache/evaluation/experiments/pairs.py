@@ -27,7 +27,7 @@ class Pairs(Experiment):
         return LENGTHS[-1]
 
     def points(self, plan: Plan) -> list[Point]:
-        lengths = tuple(n for n in LENGTHS if n < plan.frames) + (plan.frames,)
+        lengths = (*(n for n in LENGTHS if n < plan.frames), plan.frames)
         measure = Paired(max(2, plan.rows), lengths, plan.subject.far)
         arms = plan.arms()
         return [Point(name, arms[name], (measure,)) for name in ARMS]
@@ -50,7 +50,8 @@ class Pairs(Experiment):
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
         found = {name: _by_kind(finding) for name, finding in findings.items()}
         kinds = list(next(iter(found.values())))
-        for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        every = figure.subplots(1, len(kinds), squeeze=False)[0]
+        for axes, kind in zip(every, kinds, strict=True):
             curves = {
                 name: ([entry["length"] for entry in of[kind]], [e["share"] for e in of[kind]])
                 for name, of in found.items()
@@ -58,7 +59,7 @@ class Pairs(Experiment):
             pictures.curves(axes, curves)
             axes.set(title=f"against {kind}", xlabel="frames heard before", ylim=(0, 1.02))
             axes.axhline(0.5, color="0.6", lw=0.8)
-        axes.legend(fontsize=8)
+        every[0].legend(fontsize=8)
 
 
 def _by_kind(finding: Finding) -> dict[str, list[dict]]:

@@ -70,7 +70,8 @@ class Sweep(Experiment):
             axes[0].set_ylim(-0.02, 1.02)
         for each in axes:
             self.scale(each, findings)
-        excess.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        handles, names = axes[0].get_legend_handles_labels()
+        excess.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
     def scale(self, axes: Any, findings: dict[str, Finding]) -> None:
         """The axis of the setting."""

@@ -22,9 +22,9 @@ class Training(Sweep):
 
     def along(self, plan: Plan) -> Iterable[Point]:
         settings = dict(plan.subject.settings)
-        for share in SHARES:
-            recipe = SWEEP.scaled(share)
-            yield trained(f"{recipe.steps} steps", settings, recipe.steps, recipe)
+        recipes = {recipe.steps: recipe for recipe in map(SWEEP.scaled, SHARES)}
+        for steps, recipe in recipes.items():
+            yield trained(f"{steps} steps", settings, steps, recipe)
 
     def scale(self, axes: Any, findings: dict[str, Finding]) -> None:
         axes.set_xscale("symlog", linthresh=max(1, SWEEP.steps // 16))
