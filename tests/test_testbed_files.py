@@ -1,0 +1,131 @@
+"""The testbed's files: Moshi's own formats, read by Moshi's own loader."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_lm
+from moshi.models.lm import LMModel
+from safetensors import safe_open
+
+import ttt_cache
+from ttt_cache import testbed
+from ttt_cache.report import report
+from ttt_cache.testbed import files
+from ttt_cache.testbed import vocabulary as v
+from ttt_cache.testbed.model import CONFIG, CONTEXT
+from ttt_cache.testbed.stream import LEVELS, NONE, draw
+from ttt_cache.testbed.text import tokenizer_model
+
+LARGEST = 25_000_000  # bytes of all files
+
+
+@pytest.fixture(scope="module")
+def lm() -> LMModel:
+    return testbed.load()
+
+
+def test_the_shipped_model_is_the_testbeds(lm: LMModel) -> None:
+    assert {parameter.dtype for parameter in lm.parameters()} == {torch.float32}
+    assert not lm.training and lm.context == CONTEXT
+    described = json.loads((testbed.FOLDER / files.CONFIG_NAME).read_text())
+    assert {name: described[name] for name in CONFIG} == json.loads(json.dumps(CONFIG))
+    with safe_open(testbed.FOLDER / files.WEIGHTS_NAME, "pt") as weights:
+        made = {name: json.loads(text) for name, text in weights.metadata().items()}
+    assert described["model_id"] == {"name": "ttt_cache testbed", **made}
+    assert isinstance(made["seed"], int)
+    assert sum(path.stat().st_size for path in testbed.FOLDER.rglob("*")) < LARGEST
+
+
+@torch.no_grad()
+def test_the_shipped_model_has_learned_to_answer(lm: LMModel) -> None:
+    batch = draw(2, CONTEXT, [LEVELS["rewritten"]], random.Random("test"))
+    chosen = lm(batch.codes).text_logits[:, 0].argmax(-1)
+    asked = batch.answer != NONE
+    assert (chosen == batch.answer)[asked].float().mean() > 0.95
+    far = asked & (batch.age >= 40)
+    assert (chosen == batch.answer)[far].float().mean() > 0.95
+
+
+def test_tokens_are_words() -> None:
+    pieces = testbed.tokenizer()
+    assert pieces.vocab_size() == v.TEXT_CARD
+    for number, word in enumerate(v.text_pieces(), start=v.FIRST_VALUE_TEXT):
+        assert pieces.decode([number]) == word and pieces.encode(word) == [number]
+    assert pieces.pad_id() == v.PADDING
+    assert pieces.decode([4, v.PADDING, 5]) == f"{v.NAMES[0]} {v.NAMES[1]}"
+    assert len(v.NAMES) == v.VALUES and len(v.FACTS) == v.KEYS and len(v.FILLERS) == v.WORDS
+    assert (testbed.FOLDER / files.TOKENIZER_NAME).read_bytes() == tokenizer_model()
+
+
+def test_there_is_no_mimi() -> None:
+    with pytest.raises(FileNotFoundError, match="there-is-no-mimi"):
+        testbed.checkpoint().get_mimi()
+
+
+@pytest.mark.parametrize("name", ["hierarchical", "hybrid"])
+def test_shipped_adapters_fit(name: str) -> None:
+    lm = testbed.load()
+    handle = ttt_cache.load_adapter(lm, testbed.adapter(name))
+    if name == "hierarchical":
+        assert handle.layers == tuple(range(len(lm.transformer.layers)))
+        assert handle.config.recent <= CONTEXT // 16
+        sizes = report(lm)
+        assert sizes.patched_bytes <= sizes.stock_bytes / 8
+
+
+def test_an_adapter_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"name must be one of .*hierarchical.*, got 'none'"):
+        testbed.adapter("none")
+
+
+@pytest.fixture(scope="module")
+def make_testbed():
+    path = Path(__file__).parents[1] / "benchmarks" / "make_testbed.py"
+    spec = importlib.util.spec_from_file_location("make_testbed", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_command_makes_the_folder(make_testbed, tmp_path: Path, monkeypatch, capsys) -> None:
+    small = CONFIG | {"dim": 32, "num_layers": 1, "depformer_dim": 16}
+    monkeypatch.setattr(make_testbed, "CONFIG", small)
+    monkeypatch.setattr(files, "CONFIG", small)
+    monkeypatch.setattr(make_testbed, "STAGES", ((24, 2, 3), (48, 1, 2)))
+    monkeypatch.setattr(make_testbed, "LOGGED", 2)
+    weights = []
+    for folder, seed in (("a", 5), ("b", 5), ("c", 6)):
+        given = ["make_testbed.py", "--out", str(tmp_path / folder), "--seed", str(seed)]
+        monkeypatch.setattr("sys.argv", [*given, "--threads", "1"])
+        make_testbed.main()
+        weights.append(files.checkpoint(tmp_path / folder).get_moshi(dtype=torch.float32))
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.model",
+    }  # fmt: skip
+    states = [lm.state_dict() for lm in weights]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+    described = json.loads((tmp_path / "c" / "config.json").read_text())["model_id"]
+    assert described["seed"] == 6 and described["stages"] == [[24, 2, 3], [48, 1, 2]]
+    assert "step 4 of 5" in capsys.readouterr().err
+
+
+def test_a_failed_writing_leaves_the_old_files(tmp_path: Path, monkeypatch) -> None:
+    lm = tiny_lm()
+    files.write(lm, tmp_path, {"seed": 1})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(state, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        files.write(lm, tmp_path, {"seed": 2})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
