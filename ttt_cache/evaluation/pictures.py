@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from .crossentropy import compared
 from .findings import Finding, Row
@@ -36,26 +38,40 @@ def style(name: str, number: int) -> dict[str, Any]:
     return STYLES.get(name, {"color": OTHERS[number % len(OTHERS)]})
 
 
-def by_position(
+def by_position(axes: Axes, findings: Mapping[str, Finding], window: int, context: int) -> None:
+    """Cross-entropy against the position in the conversation."""
+    for number, finding in enumerate(findings.values()):
+        if finding.crossentropy is None:
+            continue
+        found = finding.crossentropy.result()
+        rows = found["total"]["by_position"]
+        _curve(axes, _middles(found), rows, finding.name, style(finding.name, number), shaded=False)
+    axes.set_yscale("log")
+    _numbers(axes.yaxis, "{x:g}")
+    _frames(axes, window, context)
+    axes.set(xlabel="position (frames)", ylabel="nats per frame")
+    axes.set_title("Cross-entropy by position")
+
+
+def beside(
     axes: Axes, findings: Mapping[str, Finding], full: Finding, window: int, context: int
 ) -> None:
-    """Cross-entropy beside full context's, against the position in the conversation."""
+    """Cross-entropy beside full context's, up to the length that the model was trained on."""
     assert full.crossentropy is not None
     for number, finding in enumerate(findings.values()):
         if finding is full or finding.crossentropy is None:
             continue
-        beside = compared(finding.crossentropy, full.crossentropy, window)
-        places = [(begin + end) / 2 for begin, end in beside["positions"]]
-        rows = beside["total"]["by_position"]
+        found = compared(finding.crossentropy, full.crossentropy, window)
+        within = sum(end <= context for _, end in found["positions"])
+        rows = found["total"]["by_position"][:within]
+        places = _middles(found)[:within]
         _curve(axes, places, rows, finding.name, style(finding.name, number), shaded=False)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(8)
+    _frames(axes, window)
     axes.axhline(0, color="0.6", lw=0.8)
-    mark(axes, window, "window")
-    mark(axes, context, "trained length")
+    axes.set_ylim(-0.1, 1.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set(xlabel="position (frames)", ylabel="nats beside full context")
-    axes.set_title("Cross-entropy by position")
+    axes.set_title("The same beside full context, up to the trained length")
 
 
 def by_age(axes: Axes, findings: Mapping[str, Finding], span: Span, window: int) -> None:
@@ -67,9 +83,8 @@ def by_age(axes: Axes, findings: Mapping[str, Finding], span: Span, window: int)
         places = [(entry["begin"] + entry["end"]) / 2 for entry in bins]
         rows = [entry["share"] for entry in bins]
         _curve(axes, places, rows, finding.name, style(finding.name, number), shaded=False)
-    axes.set_xscale("log", base=2)
+    _frames(axes, window)
     axes.set_ylim(-0.02, 1.02)
-    mark(axes, window, "window")
     axes.set(xlabel="age of the fact (frames)", ylabel="right answers")
     axes.set_title(f"Recall against distance, {span.name}")
 
@@ -80,7 +95,7 @@ def by_span(axes: Axes, findings: Mapping[str, Finding], spans: Sequence[Span]) 
         rows = [finding.share(span) for span in spans]
         places = [float(span.end) for span in spans]
         _curve(axes, places, rows, finding.name, style(finding.name, number), marker="o")
-    axes.set_xscale("log", base=2)
+    _frames(axes)
     axes.set_ylim(-0.02, 1.02)
     axes.set(xlabel="length of the conversation (frames)", ylabel="right answers")
     axes.set_title("Recall beyond the window")
@@ -133,10 +148,42 @@ def listed(
     axes.set_xlabel(label)
 
 
+def side_by_side(figure: Figure, findings: Mapping[str, Finding], spans: Sequence[Span]) -> None:
+    """Recall, where there is any, and cross-entropy of points that have no order."""
+    recalls = any(finding.recalls for finding in findings.values())
+    axes = figure.subplots(1, 2 if recalls else 1, squeeze=False, sharey=True)[0]
+    listed(axes[-1], findings, spans, lambda f, span: f.nats(span), "nats per frame")
+    axes[-1].set_xscale("log")
+    _numbers(axes[-1].xaxis, "{x:g}")
+    if recalls:
+        label = "recall beyond the window"
+        listed(axes[0], findings, spans, lambda f, span: f.share(span), label)
+        axes[0].set_xlim(-0.02, 1.02)
+    axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
 def curves(axes: Axes, named: Mapping[str, tuple[Sequence[float], Sequence[Row]]]) -> None:
     """Places and figures of some arms."""
     for number, (name, (places, rows)) in enumerate(named.items()):
         _curve(axes, places, rows, name, style(name, number), marker="o")
+
+
+def _frames(axes: Axes, window: int | None = None, context: int | None = None) -> None:
+    """An axis of frames by octaves, with what is worth marking."""
+    axes.set_xscale("log", base=2)
+    _numbers(axes.xaxis, "{x:,.0f}")
+    for place, name in ((window, "window"), (context, "trained length")):
+        if place is not None:
+            mark(axes, place, name)
+
+
+def _numbers(axis: Axis, form: str) -> None:
+    """Plain numbers, not powers."""
+    axis.set_major_formatter(StrMethodFormatter(form))
+
+
+def _middles(found: Mapping[str, Any]) -> list[float]:
+    return [(begin + end) / 2 for begin, end in found["positions"]]
 
 
 def mark(axes: Axes, place: float, text: str) -> None:

@@ -83,7 +83,7 @@ def _write(
 
 
 def _draw(experiment: Experiment, plan: Plan, findings: dict[str, Finding], path: Path) -> None:
-    figure = Figure(figsize=(17, 6), layout="constrained", dpi=130)
+    figure = Figure(figsize=experiment.size, layout="constrained", dpi=130)
     figure.suptitle(experiment.question, fontsize=15, fontweight="bold")
     experiment.draw(plan, findings, figure)
     subject = plan.subject

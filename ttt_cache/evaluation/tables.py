@@ -28,9 +28,18 @@ def recall_table(findings: Mapping[str, Finding], spans: Sequence[Span]) -> Tabl
 
 
 def nats_table(
-    findings: Mapping[str, Finding], spans: Sequence[Span], beside: str = "full"
+    findings: Mapping[str, Finding],
+    spans: Sequence[Span],
+    beside: str = "full",
+    compared: Sequence[Span] | None = None,
 ) -> Table:
-    """Cross-entropy: its parts at the first span, the whole at all, and beside another arm's."""
+    """Cross-entropy: its parts at the first span, the whole at all, and beside another arm's.
+
+    Args:
+        compared: where it is set beside the other's; at the first span by default, since what was
+            trained on short conversations is no measure for long ones.
+    """
+    compared = spans[:1] if compared is None else compared
     table = Table(title=f"Cross-entropy: nats per frame, and excess over {beside} [95% interval]")
     table.add_column("")
     for title in ("text", "first", "rest"):
@@ -38,14 +47,14 @@ def nats_table(
     for span in spans:
         table.add_column(f"all, {span.name}", justify="right")
     other = findings.get(beside)
-    for span in spans if other else ():
+    for span in compared if other else ():
         table.add_column(f"excess, {span.name}", justify="right")
     for finding in findings.values():
         parts = [finding.nats(spans[0], name) for name in ("text", "first", "rest")]
         wholes = [finding.nats(span) for span in spans]
         cells = [nats(row) for row in parts + wholes]
         if other:
-            cells += [percent(finding.excess(other, span)) for span in spans]
+            cells += [percent(finding.excess(other, span)) for span in compared]
         table.add_row(finding.name, *cells)
     return table
 

@@ -68,6 +68,7 @@ class Experiment:
         question: what the picture answers, its title.
         rows: conversations, unless others are wanted.
         times: length of a conversation, in contexts of the model, likewise.
+        size: of the picture, inches.
         beside: the arm that cross-entropy is compared with.
     """
 
@@ -76,6 +77,7 @@ class Experiment:
     question: ClassVar[str]
     rows: ClassVar[int] = 8
     times: ClassVar[int] = 8
+    size: ClassVar[tuple[float, float]] = (17.0, 6.0)
     beside: ClassVar[str] = "full"
 
     def frames(self, subject: Subject) -> int:

@@ -25,6 +25,7 @@ class Controls(Experiment):
     name = "controls"
     about = "The memory beside every control: recall, cross-entropy, attention mass, bytes, times."
     question = "What is the memory worth beside its controls?"
+    size = 17.0, 10.5
 
     def points(self, plan: Plan) -> list[Point]:
         mass = Mass(MASS_ROWS, min(plan.frames, MASS_TIMES * plan.subject.context))
@@ -44,14 +45,15 @@ class Controls(Experiment):
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
         recalls = any(finding.recalls for finding in findings.values())
-        axes = figure.subplots(1, 3 if recalls else 1, squeeze=False)[0]
-        context = plan.subject.context
-        pictures.by_position(axes[0], findings, findings["full"], plan.window, context)
-        axes[0].set_ylim(-0.1, 0.6)
+        axes = figure.subplots(2 if recalls else 1, 2, squeeze=False)
+        context, full = plan.subject.context, findings["full"]
+        pictures.by_position(axes[0, 0], findings, plan.window, context)
+        pictures.beside(axes[0, 1], findings, full, plan.window, context)
         if recalls:
-            pictures.by_age(axes[1], findings, plan.spans[0], plan.window)
-            pictures.by_span(axes[2], findings, plan.spans)
-        axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+            pictures.by_age(axes[1, 0], findings, plan.spans[0], plan.window)
+            pictures.by_span(axes[1, 1], findings, plan.spans)
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        axes[0, 1].legend(handles, names, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _of_recall(plan: Plan, findings: dict[str, Finding]) -> list[Line]:

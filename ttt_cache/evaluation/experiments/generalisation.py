@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 
 from .. import pictures
-from ..findings import Finding, Row
-from ..measures import Span
+from ..findings import Finding
 from ..protocol import Point
 from ..recipe import SWEEP
 from ..source import Source
@@ -52,22 +50,7 @@ class Generalisation(Experiment):
         return tables
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
-        recalls = any(finding.recalls for finding in findings.values())
-        axes = figure.subplots(1, 2 if recalls else 1, squeeze=False, sharey=True)[0]
-
-        def excess(finding: Finding, span: Span) -> Row:
-            heard = finding.point.source
-            (full,) = (
-                f for f in findings.values() if f.point.source is heard and f.point.series == "full"
-            )
-            return finding.excess(full, span)
-
-        pictures.listed(axes[-1], findings, plan.spans, excess, "nats beside full context")
-        axes[-1].xaxis.set_major_formatter(PercentFormatter(1.0))
-        if recalls:
-            label = "recall beyond the window"
-            pictures.listed(axes[0], findings, plan.spans, lambda f, s: f.share(s), label)
-        axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        pictures.side_by_side(figure, findings, plan.spans)
 
 
 def _kinds(plan: Plan) -> Sequence[Source]:

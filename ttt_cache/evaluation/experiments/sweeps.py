@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from ttt_cache.config import GATES, CacheConfig
 
@@ -50,28 +49,18 @@ class Sweep(Experiment):
         return [*beside, *(replace(point, measures=measures) for point in self.along(plan))]
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
-        spans = [plan.spans[0], plan.spans[-1]][: len(plan.spans)]
+        spans = list(dict.fromkeys((plan.spans[0], plan.spans[-1])))
         recalls = any(finding.recalls for finding in findings.values())
         axes = figure.subplots(1, 2 if recalls else 1, squeeze=False)[0]
-        full = findings["full"]
-        excess = axes[-1]
-        pictures.sweep(
-            excess,
-            {name: finding for name, finding in findings.items() if finding is not full},
-            spans,
-            lambda finding, span: finding.excess(full, span),
-            "nats beside full context",
-        )
-        excess.yaxis.set_major_formatter(PercentFormatter(1.0))
+        pictures.sweep(axes[-1], findings, spans, lambda f, span: f.nats(span), "nats per frame")
+        axes[-1].set_yscale("log")
         if recalls:
-            pictures.sweep(
-                axes[0], findings, spans, lambda f, span: f.share(span), "recall beyond the window"
-            )
+            label = "recall beyond the window"
+            pictures.sweep(axes[0], findings, spans, lambda f, span: f.share(span), label)
             axes[0].set_ylim(-0.02, 1.02)
         for each in axes:
             self.scale(each, findings)
-        handles, names = axes[0].get_legend_handles_labels()
-        excess.legend(handles, names, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
     def scale(self, axes: Any, findings: dict[str, Finding]) -> None:
         """The axis of the setting."""
@@ -125,21 +114,7 @@ class Listed(Sweep):
     """A sweep over what has no order."""
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
-        recalls = any(finding.recalls for finding in findings.values())
-        axes = figure.subplots(1, 2 if recalls else 1, squeeze=False, sharey=True)[0]
-        full = findings["full"]
-
-        def excess(finding: Finding, span: Any) -> Any:
-            return finding.excess(full, span)
-
-        pictures.listed(axes[-1], findings, plan.spans, excess, "nats beside full context")
-        axes[-1].xaxis.set_major_formatter(PercentFormatter(1.0))
-        if recalls:
-            pictures.listed(
-                axes[0], findings, plan.spans, lambda f, span: f.share(span), "recall beyond it"
-            )
-            axes[0].set_xlim(-0.02, 1.02)
-        axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        pictures.side_by_side(figure, findings, plan.spans)
 
 
 class Gates(Listed):

@@ -17,6 +17,7 @@ from ..lines import Line
 from ..measures import Span, Speak
 from ..protocol import Point
 from ..subject import Subject
+from ..tables import nats_table, recall_table
 from .base import Experiment, Plan
 
 FRAMES = 100_000
@@ -40,7 +41,9 @@ class Unbounded(Experiment):
         return [Point(name, arms[name], (plan.listen(), speak)) for name in ARMS]
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
-        tables = super().tables(plan, findings)
+        tables = [nats_table(findings, plan.spans, self.beside, plan.spans)]
+        if any(finding.recalls for finding in findings.values()):
+            tables.insert(0, recall_table(findings, plan.spans))
         spoken = {name: f for name, f in findings.items() if "speak" in f.results}
         return [*tables, _spoken(spoken)] if spoken else tables
 
