@@ -1,15 +1,20 @@
-"""Train the testbed's Moshi from scratch and write it in Moshi's own file formats.
+"""Train the testbed's Moshi from scratch, then its memories, and write all in the real formats.
 
-    python benchmarks/make_testbed.py            # writes out/testbed, about 30 minutes on two cores
+    python benchmarks/make_testbed.py            # writes out/testbed, about 40 minutes on two cores
+
+What the package ships in `ttt_cache/data/testbed` is the folder that this writes.
 
 Sequences grow to the model's context, 1,024 frames, all levels of the stream mixed
-(`ttt_cache/testbed/stream.py`). The loss is Moshi's: text, and audio through the depformer.
+(`ttt_cache/testbed/stream.py`). The loss is Moshi's: text, and audio through the depformer. Then
+the model is frozen, and the adapters learn by the recipes in `ttt_cache/evaluation/recipe.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,16 +25,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from ttt_cache.adapter import CONFIG_NAME, WEIGHTS_NAME
+from ttt_cache.evaluation.adapters import adapter_for
+from ttt_cache.evaluation.arms import controls
+from ttt_cache.evaluation.model import LESSONS
+from ttt_cache.evaluation.recipe import DEFAULT
+from ttt_cache.evaluation.source import TestbedSource
+from ttt_cache.evaluation.subject import TESTBED_SETTINGS
 from ttt_cache.testbed.files import write
-from ttt_cache.testbed.model import CONFIG
+from ttt_cache.testbed.model import CONFIG, CONTEXT
 from ttt_cache.testbed.stream import LEVELS, NONE, Batch, draw
 from ttt_cache.testbed.vocabulary import PADDING
 from ttt_cache.training.schedule import optimizer_for
 
-STAGES = ((64, 64, 700), (128, 32, 400), (256, 16, 400), (512, 8, 900), (1024, 4, 500))
+STAGES = ((64, 64, 400), (128, 32, 300), (256, 16, 300), (512, 8, 600), (1024, 4, 500))
 LR, WEIGHT_DECAY, PCT_START, MAX_NORM = 1.5e-3, 0.01, 0.1, 1.0
 PADDING_WEIGHT, AUDIO_WEIGHT = 0.05, 0.25
 LOGGED = 25  # steps
+ADAPTERS = "hierarchical", "hybrid"
 
 
 def loss_of(model: LMModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -75,6 +88,19 @@ def train(model: LMModel, seed: int, bar: Progress) -> float:
     return time.perf_counter() - begin
 
 
+def train_adapters(model: LMModel, out: Path, seed: int) -> None:
+    """Into `out/NAME`; the model must be frozen and in eval mode."""
+    arms = controls(CONTEXT, CONFIG["num_layers"], TESTBED_SETTINGS, CONTEXT)
+    with tempfile.TemporaryDirectory() as kept:
+        for name in ADAPTERS:
+            arm, source = arms[name], TestbedSource(*LESSONS)
+            recipe = arm.recipe or DEFAULT
+            made = adapter_for(model, source, arm.lesson, recipe, Path(kept), seed)
+            (out / name).mkdir(parents=True, exist_ok=True)
+            for file in (CONFIG_NAME, WEIGHTS_NAME):
+                shutil.copy(made / file, out / name / file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/testbed"))
@@ -88,6 +114,7 @@ def main() -> None:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         seconds = train(model, given.seed, bar)
     write(model, given.out, {"seed": given.seed, "seconds": round(seconds), "stages": STAGES})
+    train_adapters(model.eval().requires_grad_(False), given.out / "adapters", given.seed)
     print(f"written: {given.out}")
 
 
