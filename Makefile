@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .PHONY: help demo test lint types bench clean
 
 help:
-	@echo "make demo    stream 8 minutes of speech codes through stock and patched Moshi"
+	@echo "make demo    what a small Moshi recalls of minutes of talk, stock and patched"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff: style and format"
 	@echo "make types   pyright"

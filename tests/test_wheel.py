@@ -33,6 +33,16 @@ with ttt_cache.patch(model, recent=8, virtual=2, chunk=4), torch.no_grad():
             out, _ = model.forward_text(torch.zeros(1, 2, 1, dtype=torch.long))
 assert out.isfinite().all()
 ttt_cache.load_adapter(model, "adapter")
+
+from ttt_cache import testbed
+from ttt_cache.demo.arms import ADAPTER
+
+assert str(testbed.FOLDER).startswith(sys.prefix)
+model = testbed.load()
+ttt_cache.load_adapter(model, testbed.adapter(ADAPTER))
+with model.streaming(1), torch.no_grad():
+    out, _ = model.forward_text(torch.zeros(1, 5, 1, dtype=torch.long))
+assert out.isfinite().all() and testbed.tokenizer().decode([4]) == "amber"
 print("used", ttt_cache.__version__)
 """
 
@@ -65,8 +75,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     sources = {f"ttt_cache/{p.relative_to(REPOSITORY / 'ttt_cache')}"
                for p in (REPOSITORY / "ttt_cache").rglob("*.py")}  # fmt: skip
     kernels = {f"ttt_cache/kernels/{p.name}" for p in (REPOSITORY / "kernels").glob("*.py")}
-    missing = (sources | kernels | {"ttt_cache/py.typed", "ttt_cache/data/speech.wav"}) - names
-    assert not missing
+    data = REPOSITORY / "ttt_cache" / "data"
+    shipped = {f"ttt_cache/data/{p.relative_to(data)}" for p in data.rglob("*") if p.is_file()}
+    assert any(name.endswith("testbed/model.safetensors") for name in shipped)
+    assert not (sources | kernels | shipped | {"ttt_cache/py.typed"}) - names
     strangers = {n for n in names if not n.startswith(("ttt_cache/", "ttt_cache-"))}
     assert not strangers
 

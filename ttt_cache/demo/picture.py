@@ -61,7 +61,7 @@ def _draw_recall(axes: Axes, result: dict[str, Any]) -> None:
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_title("Right answers")
     axes.set_xlabel("how long ago the fact was told (minutes and seconds)")
-    axes.legend(loc="center left", framealpha=0.9, edgecolor="none", fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=9)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
