@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from safetensors import safe_open
 
 import ttt_cache
 from ttt_cache import testbed
+from ttt_cache.evaluation.arms import controls
+from ttt_cache.evaluation.recipe import Course, Recipe
 from ttt_cache.report import report
 from ttt_cache.testbed import files
 from ttt_cache.testbed import vocabulary as v
@@ -95,19 +98,28 @@ def make_testbed():
 
 def test_one_command_makes_the_folder(make_testbed, tmp_path: Path, monkeypatch, capsys) -> None:
     small = CONFIG | {"dim": 32, "num_layers": 1, "depformer_dim": 16}
+    course = Course(((64, 1, 1),), lr=1e-3)
+
+    def briefly(*given):
+        arms = controls(*given)
+        return {name: replace(arm, recipe=Recipe(course, course)) for name, arm in arms.items()}
+
     monkeypatch.setattr(make_testbed, "CONFIG", small)
     monkeypatch.setattr(files, "CONFIG", small)
     monkeypatch.setattr(make_testbed, "STAGES", ((24, 2, 3), (48, 1, 2)))
     monkeypatch.setattr(make_testbed, "LOGGED", 2)
+    monkeypatch.setattr(make_testbed, "controls", briefly)
     weights = []
     for folder, seed in (("a", 5), ("b", 5), ("c", 6)):
         given = ["make_testbed.py", "--out", str(tmp_path / folder), "--seed", str(seed)]
         monkeypatch.setattr("sys.argv", [*given, "--threads", "1"])
         make_testbed.main()
         weights.append(files.checkpoint(tmp_path / folder).get_moshi(dtype=torch.float32))
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {
-        "config.json", "model.safetensors", "tokenizer.model",
-    }  # fmt: skip
+    made = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")}
+    shipped = {path.relative_to(testbed.FOLDER) for path in testbed.FOLDER.rglob("*.*")}
+    assert made == shipped
+    for name in ("hierarchical", "hybrid"):
+        ttt_cache.load_adapter(weights[0], tmp_path / "a" / "adapters" / name).remove()
     states = [lm.state_dict() for lm in weights]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
