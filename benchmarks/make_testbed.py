@@ -4,7 +4,7 @@
 
 What the package ships in `ttt_cache/data/testbed` is the folder that this writes.
 
-Sequences grow to the model's context, 1,024 frames, all levels of the stream mixed
+Sequences grow to the model's context, 1,024 frames, five levels of the stream mixed
 (`ttt_cache/testbed/stream.py`). The loss is Moshi's: text, and audio through the depformer. Then
 the model is frozen, and the adapters learn by the recipes in `ttt_cache/evaluation/recipe.py`.
 """
@@ -34,7 +34,7 @@ from ttt_cache.evaluation.source import TestbedSource
 from ttt_cache.evaluation.subject import TESTBED_SETTINGS
 from ttt_cache.testbed.files import write
 from ttt_cache.testbed.model import CONFIG, CONTEXT
-from ttt_cache.testbed.stream import LEVELS, NONE, Batch, draw
+from ttt_cache.testbed.stream import LEARNED, LEVELS, NONE, Batch, draw
 from ttt_cache.testbed.vocabulary import PADDING
 from ttt_cache.training.schedule import optimizer_for
 
@@ -42,7 +42,7 @@ STAGES = ((64, 64, 400), (128, 32, 300), (256, 16, 300), (512, 8, 600), (1024, 4
 LR, WEIGHT_DECAY, PCT_START, MAX_NORM = 1.5e-3, 0.01, 0.1, 1.0
 PADDING_WEIGHT, AUDIO_WEIGHT = 0.05, 0.25
 LOGGED = 25  # steps
-ADAPTERS = "hierarchical", "hybrid"
+ADAPTERS = "hierarchical", "hybrid", "random"
 
 
 def loss_of(model: LMModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,10 +65,11 @@ def train(model: LMModel, seed: int, bar: Progress) -> float:
         list(model.parameters()), LR, WEIGHT_DECAY, steps, PCT_START
     )
     rng, begin, done, seen = random.Random(f"base {seed}"), time.perf_counter(), 0, []
+    levels = [LEVELS[name] for name in LEARNED]
     task = bar.add_task("", total=steps)
     for frames, rows, count in STAGES:
         for _ in range(count):
-            loss, right = loss_of(model, draw(rows, frames, list(LEVELS.values()), rng))
+            loss, right = loss_of(model, draw(rows, frames, levels, rng))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)

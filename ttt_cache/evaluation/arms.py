@@ -168,8 +168,9 @@ def controls(context: int, layers: int, settings: Mapping[str, Any], frames: int
         ),
         Arm(
             "random",
-            "random virtual tokens, the same for every input",
+            "random virtual tokens, the same for every input; how they are read is trained",
             {**slots, "memory": "random"},
+            trained=True,
         ),
         Arm(
             "reset",

@@ -99,8 +99,12 @@ DEFAULT = Recipe(
 )
 
 # Of the hybrid layer. It has the whole context, so full context has nothing to teach it: it learns
-# by Moshi's own loss.
-HYBRID = Recipe(distill=Course((), lr=3e-3), tune=Course(((1024, 2, 250),), lr=2e-3), moshi=1.0)
+# by Moshi's own loss, from twice the context, of which half has left the ring.
+HYBRID = Recipe(
+    distill=Course((), lr=3e-3),
+    tune=Course(((2 * CONTEXT, 1, 500),), lr=2e-3),
+    moshi=1.0,
+)
 
 # Of every point of a sweep: alike, so that points compare, and short, since there are many.
 SWEEP = Recipe(
