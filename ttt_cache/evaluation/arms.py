@@ -151,8 +151,7 @@ def controls(context: int, layers: int, settings: Mapping[str, Any], frames: int
         Arm(
             "window",
             "the frames that the memory's layers see exactly, and nothing of the memory",
-            # A memory without a share in the output: so the window waits for chunks as theirs does.
-            {**kept, "memory": "mean", "gate": "fixed", "alpha": 1.0},
+            window_of(settings),
         ),
         Arm(
             "longest",
@@ -188,6 +187,19 @@ def controls(context: int, layers: int, settings: Mapping[str, Any], frames: int
         Arm("hierarchical", "the window and the trained memory", settings, trained=True),
     ]
     return {arm.name: arm for arm in arms}
+
+
+def window_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The window that goes with a memory of these settings, and nothing of the memory.
+
+    Where frames leave a memory's window in chunks, it has a memory without a share in the output,
+    so that it waits for whole chunks as theirs does.
+    """
+    names = "layers", "recent", "chunk", "sinks"
+    kept = {name: settings[name] for name in names if name in settings}
+    if settings.get("write") == "arrived":
+        return {**kept, "memory": "none"}
+    return {**kept, "memory": "mean", "gate": "fixed", "alpha": 1.0}
 
 
 def _longest(config: CacheConfig) -> Any:

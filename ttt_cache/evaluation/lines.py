@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,7 @@ class Line:
     Args:
         value: `None` where there is nothing to measure, which misses every target.
         at_least, at_most: inclusive.
+        above, below: exclusive.
         about: what else there is to know of it, such as its interval.
     """
 
@@ -23,22 +25,31 @@ class Line:
     value: float | None
     at_least: float | None = None
     at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
     about: str = ""
 
     @property
     def target(self) -> str:
-        if self.at_least is not None:
-            return f"at least {self.at_least:,.7g}"
-        return "" if self.at_most is None else f"at most {self.at_most:,.7g}"
+        bounds = {
+            "at least": self.at_least,
+            "at most": self.at_most,
+            "above": self.above,
+            "below": self.below,
+        }
+        return ", ".join(f"{name} {b:,.7g}" for name, b in bounds.items() if b is not None)
 
     @property
     def verdict(self) -> str:
-        if self.at_least is None and self.at_most is None:
+        if not self.target:
             return ""
-        if self.value is None:
-            return "MISSED"
-        met = self.at_least is None or self.value >= self.at_least
-        met = met and (self.at_most is None or self.value <= self.at_most)
+        value = math.nan if self.value is None else self.value  # which misses every target
+        met = (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
         return "met" if met else "MISSED"
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from .. import pictures
 from ..crossentropy import excess, jump
 from ..findings import Finding
 from ..lines import Line
-from ..measures import Cost, Mass, Measure
+from ..measures import Cost, Mass, Measure, Span
 from ..protocol import Point
 from ..recall import relative
 from .base import Experiment, Plan
@@ -62,49 +63,52 @@ def _of_recall(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
     if not mine.recalls:
         return []
     window = findings["window"].share(first)
-    lines = [Line(f"recall far, {first.name}, window alone", window[0], at_most=0.3)]
-    for span, least in {first: 0.98, last: 1.0 if last is not first else 0.98}.items():
+    lines = [Line(f"recall far, {first.name}, window alone", window[0], below=0.3)]
+    targets: dict[str, dict[str, float]] = {first.name: {"at_least": 0.98}, "at 8x": {"above": 1.0}}
+    for span in dict.fromkeys((first, last)):
         value, low, high = relative(mine.recalls[span.name], full.recalls[span.name]).row()
-        lines.append(
-            Line(
-                f"recall far, {span.name}, of full context's",
-                value,
-                at_least=least,
-                about=_between(low, high),
-            )
-        )
-    return lines
+        stock = findings["stock"].share(span)[0]
+        about = f"{_between(low, high)} stock's ring: {_shown(stock)}"
+        name = f"recall far, {span.name}, of full context's"
+        lines.append(Line(name, value, about=about, **targets.get(span.name, {})))
+    return [*lines, *_of_held(plan, findings, last)]
+
+
+def _of_held(plan: Plan, findings: dict[str, Finding], span: Span) -> list[Line]:
+    """Recall of facts that have left stock Moshi's ring; there are many at the level `held`."""
+    octave = math.ceil(math.log2(plan.subject.context))  # the first one wholly beyond it
+    shares = {
+        name: findings[name].recalls[span.name].share("age", octave).row()
+        for name in ("hierarchical", "stock", "full")
+    }
+    value, low, high = shares["hierarchical"]
+    if value is None:
+        return []
+    beside = f"stock's ring: {_shown(shares['stock'][0])}, full: {_shown(shares['full'][0])}"
+    name = f"recall of facts older than {2**octave:,} frames, {span.name}"
+    return [Line(name, value, about=f"{_between(low, high)} {beside}")]
 
 
 def _of_crossentropy(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
     context = plan.subject.context
-    mine, full, extended = (
-        findings[name].crossentropy for name in ("hierarchical", "full", "extended")
-    )
-    if mine is None or full is None or extended is None:
+    names = "hierarchical", "extended", "stock", "window", "full"
+    heard = {name: found for name in names if (found := findings[name].crossentropy) is not None}
+    if len(heard) < len(names):
         return []
-    value, low, high = excess(mine, full, 0, context).row()
-    over = Line(
-        "cross-entropy over full context's, up to 1x",
-        value,
-        at_most=0.01,
-        about=_between(low, high),
-    )
+    mine, full = heard["hierarchical"], heard["full"]
+    lines = []
+    if plan.window < context:
+        value, low, high = excess(mine, full, plan.window, context).row()
+        name = "cross-entropy over full context's, from the window's end to 1x"
+        lines.append(Line(name, value, at_most=0.01, about=_between(low, high)))
     value, low, high = jump(mine, full, plan.window).row()
-    lines = [
-        over,
-        Line("jump of it at the window", value, at_most=0.01, about=_between(low, high)),
-    ]
+    lines.append(Line("jump of it at the window", value, at_most=0.01, about=_between(low, high)))
     if plan.frames > 4 * context:
-        value, low, high = excess(mine, extended, 4 * context, None).row()
-        lines.append(
-            Line(
-                "cross-entropy over the extended context's, from 4x on",
-                value,
-                at_most=0.0,
-                about=_between(low, high),
-            )
-        )
+        value, low, high = excess(mine, heard["extended"], 4 * context, None).row()
+        others = (f"{name} {_shown(heard[name].mean(4 * context).row()[0])}" for name in names[:-1])
+        about = f"{_between(low, high)} nats: {', '.join(others)}"
+        name = "cross-entropy over the extended context's, from 4x on"
+        lines.append(Line(name, value, below=0.0, about=about))
     return lines
 
 
@@ -123,16 +127,25 @@ def _of_size(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
 def _of_controls(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
     """Whether each control is where it should be."""
     reset, window = findings["reset"].crossentropy, findings["window"].crossentropy
-    assert reset is not None and window is not None
-    value = abs(excess(reset, window).row()[0] or 0.0)
-    lines = [Line("memory reset beside window only, cross-entropy", value, at_most=1e-6)]
-    first = plan.spans[0]
-    mine, theirs = findings["random"].share(first), findings["window"].share(first)
-    if mine[0] is not None:  # "at or below": not above what the window's own interval allows
-        about = f"the window's is {theirs[0]:.4f}, at most its interval's end"
-        name = f"recall far, {first.name}, random tokens"
-        lines.append(Line(name, mine[0], at_most=theirs[2], about=about))
+    if reset is None or window is None:
+        return []
+    apart = excess(reset, window).row()[0]
+    name = "memory reset beside window only, cross-entropy"
+    lines = [Line(name, None if apart is None else abs(apart), at_most=1e-6)]
+    first, random = plan.spans[0], findings["random"]
+    if random.recalls:
+        value, low, high = relative(
+            random.recalls[first.name], findings["window"].recalls[first.name]
+        ).row()
+        # "At or below": not above it by more than chance explains.
+        name = f"recall far, {first.name}, random tokens over window only, least of the interval"
+        about = f"{_shown(value)} {_between(low, high)}"
+        lines.append(Line(name, value if low is None else low, at_most=1.0, about=about))
     return lines
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _between(low: float | None, high: float | None) -> str:

@@ -10,6 +10,7 @@ from ..findings import Finding
 from ..measures import Paired
 from ..pairs import Pairs as Counted
 from ..protocol import Point
+from ..source import SEGMENT
 from ..subject import Subject
 from ..tables import share
 from .base import Experiment, Plan
@@ -29,7 +30,7 @@ class Pairs(Experiment):
     def points(self, plan: Plan) -> list[Point]:
         lengths = (*(n for n in LENGTHS if n < plan.frames), plan.frames)
         measure = Paired(max(2, plan.rows), lengths, plan.subject.far)
-        arms = plan.arms()
+        arms = plan.subject.arms(plan.frames + plan.subject.far + SEGMENT)  # questions come behind
         return [Point(name, arms[name], (measure,)) for name in ARMS]
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ttt_cache.config import GATES, CacheConfig
 
 from .. import pictures
-from ..arms import Arm
+from ..arms import Arm, window_of
 from ..findings import Finding
 from ..measures import Cost, Listen
 from ..protocol import Point
@@ -88,9 +88,7 @@ class Recent(Sweep):
         for recent in self.windows(plan):
             settings = {**plan.subject.settings, "recent": recent}
             yield trained(f"recent {recent}", settings, recent)
-            kept = {name: settings[name] for name in ("layers", "chunk") if name in settings}
-            alone = {**kept, "recent": recent, "memory": "none"}
-            arm = Arm("window", "the window alone", alone)
+            arm = Arm("window", "the window alone", window_of(settings))
             yield Point(f"window {recent}", arm, (), recent)
 
 
