@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ttt_cache.testbed import vocabulary as v
-from ttt_cache.testbed.stream import LEVELS, NONE, Conversation, Frame, collate, draw
+from ttt_cache.testbed.model import CONTEXT
+from ttt_cache.testbed.stream import LEARNED, LEVELS, NONE, Conversation, Frame, collate, draw
 
 FRAMES = 2000
 
@@ -29,7 +30,7 @@ def test_answers_and_marks_are_those_of_what_was_told(level: str) -> None:
     values: dict[int, int] = {}
     last: dict[int, int] = {}
     changes: dict[int, int] = {}
-    frames, asked = talk(level), 0
+    frames, asked = talk(level, frames=8000 if level == "held" else 2000), 0
     for number, frame in enumerate(frames):
         before = heard(frames[number - 1]) - v.FIRST_KEY
         if v.FIRST_VALUE <= heard(frame) < v.FIRST_WORD:  # `key value`
@@ -84,6 +85,13 @@ def test_a_conversation_goes_on_where_it_stopped() -> None:
     whole, parts = talk("distant", 3, 300), Conversation(LEVELS["distant"], random.Random(3))
     assert [*parts.take(1), *parts.take(2), *parts.take(297)] == whole
     assert talk("distant", 4, 300) != whole
+
+
+def test_held_facts_outlast_a_ring() -> None:
+    ages = [frame.age for frame in talk("held", frames=20_000) if frame.answer != NONE]
+    assert sum(age > CONTEXT for age in ages) > 50
+    learned = [frame.age for level in LEARNED for frame in talk(level) if frame.answer != NONE]
+    assert sum(age > CONTEXT for age in learned) < len(learned) / 100
 
 
 def test_dialects_differ_in_their_words_only() -> None:
