@@ -30,7 +30,7 @@ def test_answers_and_marks_are_those_of_what_was_told(level: str) -> None:
     values: dict[int, int] = {}
     last: dict[int, int] = {}
     changes: dict[int, int] = {}
-    frames, asked = talk(level, frames=8000 if level == "held" else 2000), 0
+    frames, asked = talk(level, frames=4 * FRAMES if level == "held" else FRAMES), 0
     for number, frame in enumerate(frames):
         before = heard(frames[number - 1]) - v.FIRST_KEY
         if v.FIRST_VALUE <= heard(frame) < v.FIRST_WORD:  # `key value`

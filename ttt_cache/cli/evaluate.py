@@ -40,7 +40,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAME",
-            help="Of the testbed's conversations: few, many, rewritten, distant or dialect.",
+            help="Of the testbed's conversations: few, many, rewritten, distant, held or dialect.",
         ),
     ] = "rewritten",
     only: Annotated[
@@ -203,9 +203,14 @@ def _conduct(
     folder: Path,
     only: list[str] | None,
 ) -> None:
+    import torch
+
     from ttt_cache.evaluation.run import conduct
 
     try:
         conduct(experiment, plan, points, bench, folder, only or None)
     except (OSError, ValueError) as error:
         raise fail(reason(error)) from None
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        hint = "out of memory: give fewer --rows or --frames, or leave arms out with --only"
+        raise fail(f"{hint} ({reason(error)})") from None
