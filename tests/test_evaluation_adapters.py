@@ -99,6 +99,21 @@ def test_training_that_is_killed_leaves_nothing(when, tmp_path, monkeypatch):
     assert make(lm, tmp_path).is_dir()
 
 
+def test_what_a_killed_training_left_is_removed(tmp_path):
+    """Killed as by a power cut: nothing of it tidied up."""
+    expected = make(tiny(), tmp_path / "whole")
+    stale = tmp_path / f".training-{expected.name}"
+    stale.mkdir()
+    (stale / "adapter_model.safetensors").write_bytes(b"half")
+    (stale / "more").touch()
+    other = tmp_path / ".training-of-another"  # which may be going on
+    other.mkdir()
+    kept = make(tiny(), tmp_path)
+    assert kept.name == expected.name and adapter_hash(kept) == adapter_hash(expected)
+    assert {path.name for path in kept.iterdir()} == {path.name for path in expected.iterdir()}
+    assert not stale.exists() and other.exists()
+
+
 def test_settings_without_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="memory='none' has nothing to train"):
         make(tiny(), tmp_path, settings={"recent": 6, "memory": "none"})

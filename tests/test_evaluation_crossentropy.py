@@ -50,12 +50,30 @@ def test_means_of_any_frames_and_every_measure():
     near(found.mean(10, 40, "text"), nats[:, 10:40].mean())
     near(found.mean(512, measure="rest"), rest[:, 512:-1].mean())
     near(found.mean(), (nats + 1 + 2 * rest)[:, :-1].mean())
-    # Beyond 64 bins hold more frames: those wholly inside are meant, here 66 to 129.
-    near(found.mean(65, 131, "text"), nats[:, 66:128].mean())
-    with pytest.raises(ValueError, match="no bin"):
-        found.mean(513, 520)
-    with pytest.raises(ValueError, match="no bin"):
-        found.mean(FRAMES, None)
+    # Beyond 64 bins hold more frames: spans are widened to whole ones, here of 2, 4 and 16.
+    near(found.mean(65, 131, "text"), nats[:, 64:132].mean())
+    near(found.mean(513, 520, "text"), nats[:, 512:528].mean())
+    near(found.mean(FRAMES - 1, None, "text"), nats[:, 688:].mean())
+    for begin, end in ((FRAMES, None), (5, 5), (-1, 8)):
+        with pytest.raises(ValueError, match="must be among the 700 heard"):
+            found.mean(begin, end)
+
+
+def test_a_span_far_out_is_the_bins_that_it_is_in():
+    """One context of 1,024 at 96 of them, where bins are 2,048 wide."""
+    frames, begin, end = 100_000, 95 * 1024, 96 * 1024
+    nats = (torch.arange(frames) * 1e-4 + 1).expand(2, -1)
+    full, arm = heard(nats, (frames,)), heard(1.1 * nats, (frames,))
+    there = nats[:, end - 2048 : end].double()
+    near(full.mean(begin, end, "text"), there.mean())
+    near(excess(arm, full, begin, end, "text"), 0.1)
+    near(full.mean(frames - 1, None, "text"), nats[:, end:].double().mean())
+    # One bin that is wholly inside, and the one that the span begins in.
+    near(full.mean(begin, end + 2048, "text"), nats[:, end - 2048 :].double().mean())
+    assert math.isfinite(slope(full, begin, "text").value)
+    # A window's two sides are kept apart instead.
+    with pytest.raises(ValueError, match="no bin of positions is within frames 97152 to 97280"):
+        jump(arm, full, begin, "text")
 
 
 def test_the_result_is_a_table_by_position():

@@ -171,6 +171,61 @@ def test_a_fork_goes_its_own_way():
         same(got.nats, alone.nats[:, :, 30:])
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_model_that_has_exploded_is_not_measured(first):
+    model = patched("ttt-mlp")
+    with torch.no_grad():
+        for layer in model.transformer.layers[first:]:
+            for parameter in layer.parameters():
+                parameter.fill_(torch.nan)
+    codes = random_codes(model, 20)
+    codes[0, 0, 0] = model.zero_token_id  # nothing is lost where there is nothing to predict
+    message = "frame 0 of row 1: the cross-entropy of text is nan, it must be finite"
+    with pytest.raises(RuntimeError, match=message):
+        Forcing(model, 2).feed(codes)
+    with pytest.raises(RuntimeError, match=message):
+        list(forced(model, pieces_of(codes, [10, 10]), 2))
+
+
+def test_what_explodes_later_is_named_where_it_does():
+    model = patched("ttt-mlp")
+    codes = random_codes(model, 40).clamp_max(model.card - 2)
+    codes[1, 1, 24] = model.card - 1
+    with torch.no_grad():
+        model.emb[0].weight[model.card - 1] = torch.nan
+    # In pieces that end before it: within one it reaches back, as NaN times a weight of 0 is NaN.
+    run = forced(model, pieces_of(codes, [10, 15, 15]), 2)
+    for scores in (next(run)[0], next(run)[0]):
+        assert scores.total.isfinite().all()
+    with pytest.raises(RuntimeError, match="frame 25 of row 1: the cross-entropy of text is nan"):
+        next(run)
+
+
+@pytest.mark.parametrize(("stream", "what"), [(0, "text"), (2, "codebook 2 of Moshi")])
+def test_a_code_that_cannot_be_is_infinitely_unlikely(stream, what):
+    model = patched("ttt-mlp")
+    codes = random_codes(model, 40).clamp_max(model.card - 2)
+    never = torch.tensor([model.card - 1])
+    layer = model.linears[stream - 1] if stream else model.text_linear
+    layer.register_forward_hook(lambda *given: given[2].index_fill(-1, never, -torch.inf))
+    assert Forcing(model, 2).feed(codes).there[:, :, 1:].all()
+    codes[1, stream, 25] = model.card - 1
+    with pytest.raises(
+        RuntimeError, match=f"frame 25 of row 1: the cross-entropy of {what} is inf"
+    ):
+        list(forced(model, pieces_of(codes, [20, 20]), 2))
+
+
+@pytest.mark.parametrize(("n_q", "dep_q"), [(1, 1), (2, 1), (2, 0)])
+def test_models_of_fewer_than_two_codebooks_are_refused(n_q, dep_q):
+    model = tiny_lm(n_q=n_q, dep_q=dep_q, delays=[0] * (1 + n_q))
+    with pytest.raises(AssertionError):  # Moshi's own
+        model(random_codes(model, 5))
+    ttt_cache.patch(model, **SMALL)
+    with pytest.raises(ValueError, match=f"dep_q must be at least 2 to be scored, got {dep_q}"):
+        Forcing(model, 2)
+
+
 def test_what_does_not_fit_is_refused():
     model = tiny_lm()
     codes = random_codes(model, 10)

@@ -214,6 +214,52 @@ def test_recordings_go_on_as_they_do_or_as_another():
     assert margin.isfinite().all()
 
 
+def test_codes_that_one_recording_lacks_count_in_neither(monkeypatch):
+    seen, lm = [], testbed_lm()
+    monkeypatch.setattr(Pairs, "add", lambda self, kind, length, margin: seen.append(margin))
+    holes = torch.zeros(3, 5, 2 * SEGMENT, dtype=torch.bool)
+    holes[1, v.TEXT, SEGMENT + 5 : SEGMENT + 40] = True
+    holes[1, v.MOSHI_VOICE, SEGMENT + 10] = True
+    holes[2, :3, SEGMENT - 1 :] = True  # Moshi lacks all of it
+    whole = torch.cat([piece.codes for piece in Recorded().pieces(3, 2 * SEGMENT, 0)], dim=2)
+    whole = whole.masked_fill(holes, lm.zero_token_id)
+
+    class Lacking(Recorded):
+        def pieces(self, rows, frames, seed):
+            yield from (Piece(part, {}) for part in whole.split(SEGMENT, dim=2))
+
+    pairs(lm, Lacking(), [SEGMENT], rows=3, far=FAR)
+    before, ahead = whole[:, :, :SEGMENT], whole[:, :, SEGMENT : SEGMENT + continuations.LENGTH]
+    assert len(seen) == 4  # two others of each row, at places 0 and 1; the holes are at the latter
+    for shift, margin in enumerate(seen[2:], 1):
+        nats = []
+        for part in (ahead, ahead.roll(shift, 0)):
+            heard = torch.cat([before, part], dim=2)
+            nats.append(Forcing(lm, 3).feed(heard).nats[:, :, SEGMENT:].double())
+        right, wrong = nats
+        assert not torch.equal(right.isnan(), wrong.isnan())
+        each = wrong - right  # NaN where either is
+        assert torch.allclose(margin[:2], each[:2].nansum((1, 2)), atol=2e-4)
+        assert each[2].isnan().all() and margin[2].isnan()
+
+
+def test_a_model_that_has_exploded_wins_no_pair():
+    lm = testbed_lm()
+    with torch.no_grad():
+        lm.linears[1].weight.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match=r"frame 0 of row 0: .* codebook 2 of Moshi is nan"):
+        pairs(lm, TestbedSource("few"), [SEGMENT], rows=2, far=FAR)
+
+
+def test_conversations_that_end_too_early_are_refused():
+    class Short(Recorded):
+        def pieces(self, rows, frames, seed):
+            return super().pieces(rows, min(frames, 300), seed)
+
+    with pytest.raises(ValueError, match=r"recorded, which end after 300 frames, got \[256, 512\]"):
+        pairs(testbed_lm(), Short(), [SEGMENT, 2 * SEGMENT], rows=2, far=FAR)
+
+
 @pytest.mark.parametrize("lengths", [[], [100], [600, 300], [300, 300]])
 def test_lengths_that_do_not_rise_are_refused(lengths):
     with pytest.raises(ValueError, match="lengths must rise from 256"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,7 +50,8 @@ def adapter_for(
     """The adapter that this recipe gives, trained now unless it was before.
 
     It stands in a folder named after everything that makes it: the weights of the base model, the
-    settings, the recipe, the source and the seed. A training that is killed leaves nothing there.
+    settings, the recipe, the source and the seed. A training that is killed leaves no such
+    folder; what it had begun is removed by the next one of the same adapter.
 
     Args:
         lm: not patched; it is not patched afterwards either, and its weights are as they were.
@@ -87,11 +87,16 @@ def adapter_for(
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which is renamed to `folder` once it is complete, and else removed."""
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".training-"))
+    """A folder to fill, which is renamed to `folder` once it is complete, and else removed.
+
+    Only for who holds the lock of `folder`: what stands there unfinished is of a killed process.
+    """
+    unfinished = folder.with_name(f".training-{folder.name}")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir()
     try:
         yield unfinished
-        unfinished.chmod(0o755)  # mkdtemp's folders are for their owner only
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -66,7 +66,10 @@ class Teller(Protocol):
 
 
 class RecordedTeller:
-    """The true continuation of a recording, against those of the other conversations."""
+    """The true continuation of a recording, against those of the other conversations.
+
+    Nothing is put before it, so it follows from what was heard just now, within the window.
+    """
 
     kinds, places = (RECORDING,), 6
 

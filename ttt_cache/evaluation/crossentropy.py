@@ -58,12 +58,12 @@ class CrossEntropy:
         return made
 
     def mean(self, begin: int = 0, end: int | None = None, measure: str = "total") -> Interval:
-        """Nats per frame from frame `begin` to before `end`.
+        """Nats per frame from frame `begin` to before `end`, widened to the whole bins there.
 
         Raises:
-            ValueError: there is no bin from `begin` to `end`.
+            ValueError: there is no frame from `begin` to `end`.
         """
-        chosen = _between(self.frames, begin, end)
+        chosen = _over(self.frames, begin, end)
         return bootstrap(lambda w: _mean(self.tallies[measure], chosen, w), self.files)
 
     def result(self, window: int | None = None) -> dict[str, Any]:
@@ -114,13 +114,14 @@ def excess(
     """How much more nats an arm has than another, relative to the other; paired over files.
 
     Args:
-        begin, end: frames from the first to before the last; all that both have by default.
+        begin, end: frames from the first to before the last, widened to the whole bins there; all
+            that both have by default.
 
     Raises:
-        ValueError: the arms are of other conversations, or there is no bin from `begin` to `end`.
+        ValueError: the arms are of other conversations, or there is no frame from `begin` to `end`.
     """
     frames = _common(arm, other)
-    chosen = _between(frames, begin, end)
+    chosen = _over(frames, begin, end)
     return bootstrap(lambda w: _excess(arm, other, measure, chosen, w), arm.files)
 
 
@@ -136,7 +137,8 @@ def jump(arm: CrossEntropy, full: CrossEntropy, window: int, measure: str = "tot
             number `window`, from 0.
 
     Raises:
-        ValueError: the arms are of other conversations, or these end within the window.
+        ValueError: the arms are of other conversations, these end within the window, or no bin is
+            wholly on one of its sides: bins are not widened here, as they would mix both.
     """
     before, after = _sides(_common(arm, full), window)
     return bootstrap(
@@ -148,9 +150,13 @@ def jump(arm: CrossEntropy, full: CrossEntropy, window: int, measure: str = "tot
 def slope(arm: CrossEntropy, begin: int, measure: str = "total") -> Interval:
     """Nats per frame that an arm gains with every doubling of the position, from `begin` on.
 
-    The least-squares line through the bins, weighted by their frames.
+    The least-squares line through the bins, weighted by their frames; the first is the one that
+    `begin` is in.
+
+    Raises:
+        ValueError: the conversations end before `begin`.
     """
-    tally, chosen = arm.tallies[measure], _between(arm.frames, begin, None)
+    tally, chosen = arm.tallies[measure], _over(arm.frames, begin, None)
     edges = fine_edges(tally.bins).double()
     octaves = ((edges[:-1] + edges[1:] - 1) / 2).clamp_min(1).log2()[chosen]
 
@@ -194,7 +200,7 @@ def _common(arm: CrossEntropy, other: CrossEntropy) -> int:
     if arm.frames != other.frames:
         # The last bin of the shorter one is cut, and its delayed codes are not predicted.
         frames = int(fine_edges(int(fine(torch.tensor(max(frames - 1, 0)))) + 1)[-2])
-    whole = _between(frames, 0, None)
+    whole = _over(frames, 0, None)
     mine, theirs = (a.tallies["text"].counts[:, whole] for a in (arm, other))
     if mine.shape != theirs.shape or not torch.equal(mine, theirs):
         raise ValueError(
@@ -204,11 +210,28 @@ def _common(arm: CrossEntropy, other: CrossEntropy) -> int:
     return frames
 
 
-def _between(frames: int, begin: int, end: int | None) -> slice:
+def _edges(frames: int) -> Tensor:
+    """Where the bins of so many frames begin, and the last one, which may be cut, would end."""
+    return fine_edges(int(fine(torch.tensor(frames - 1))) + 1 if frames else 0)
+
+
+def _over(frames: int, begin: int, end: int | None) -> slice:
+    """The bins of which a part is within frames from `begin` to before `end`.
+
+    Far out a bin may hold more frames than are asked for: 2,048 of them from 65,536 on.
+    """
+    stop = frames if end is None else min(end, frames)
+    if not 0 <= begin < stop:
+        raise ValueError(f"frames must be among the {frames} heard, got {begin} to before {end}")
+    edges = _edges(frames)
+    return slice(int((edges[1:] <= begin).sum()), int((edges[:-1] < stop).sum()))
+
+
+def _inside(frames: int, begin: int, end: int) -> slice:
     """The bins that are wholly within frames from `begin` to before `end`; the last may be cut."""
-    edges = fine_edges(int(fine(torch.tensor(frames - 1))) + 1 if frames else 0)
+    edges = _edges(frames)
     first = int((edges[:-1] < begin).sum())
-    last = len(edges) - 1 if end is None or end >= frames else int((edges[1:] <= end).sum())
+    last = len(edges) - 1 if end >= frames else int((edges[1:] <= end).sum())
     if first >= last:
         raise ValueError(f"no bin of positions is within frames {begin} to {end} of {frames}")
     return slice(first, last)
@@ -221,7 +244,7 @@ def _sides(frames: int, window: int) -> tuple[slice, slice]:
         raise ValueError(
             f"window must be from 1 to {frames - 1}, the conversations' end; got {window}"
         )
-    return _between(frames, window - span, window), _between(frames, window, window + span)
+    return _inside(frames, window - span, window), _inside(frames, window, window + span)
 
 
 def _groups(frames: int) -> list[tuple[int, int]]:
@@ -236,7 +259,7 @@ def _groups(frames: int) -> list[tuple[int, int]]:
 
 def _by_group(tally: Tally, groups: list[tuple[int, int]], weights: Tensor) -> Tensor:
     frames = groups[-1][1]
-    return torch.stack([_mean(tally, _between(frames, *g), weights) for g in groups], dim=1)
+    return torch.stack([_mean(tally, _over(frames, *g), weights) for g in groups], dim=1)
 
 
 def _mean(tally: Tally, bins: slice, weights: Tensor) -> Tensor:

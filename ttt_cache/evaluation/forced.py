@@ -49,11 +49,13 @@ class Steps(NamedTuple):
     """What a model's steps predict, `[B, 1 + dep_q, S]`: text, then Moshi's codebooks.
 
     A step predicts a stream's frame as many frames ago as the stream is delayed. `nats` are
-    float32, NaN where that frame has no code; `choices` are int64.
+    float32, `choices` int64, and `there`, bool, says where that frame has a code: there `nats` are
+    finite, elsewhere they are NaN.
     """
 
     nats: Tensor
     choices: Tensor
+    there: Tensor
 
 
 class Forcing:
@@ -67,10 +69,17 @@ class Forcing:
 
     Raises:
         RuntimeError: the model is not patched.
-        ValueError: its positions are sinusoidal, or a layer has no context.
+        ValueError: its positions are sinusoidal, a layer has no context, or it says fewer than two
+            codebooks (`dep_q`): moshi 0.2.13's `LMModel.forward_depformer_training`, which scores
+            all codebooks of a frame at once, asserts that there are two.
     """
 
     def __init__(self, lm: LMModel, rows: int) -> None:
+        if lm.dep_q < 2:
+            raise ValueError(
+                f"the model's dep_q must be at least 2 to be scored, got {lm.dep_q}: Moshi's "
+                "training form of the depformer refuses fewer codebooks"
+            )
         self.lm, self.facts, self.rows = lm, LMFacts.of(lm), rows
         self.carry, self._frames = Carry(require_patch(lm)), 0
         self._whole = self.carry.caches
@@ -84,7 +93,7 @@ class Forcing:
 
         Raises:
             ValueError: the codes are of other rows or codebooks.
-            RuntimeError: the model is streaming.
+            RuntimeError: the model is streaming, or what it makes of a code is not finite.
         """
         expected = self.rows, self.facts.codebooks
         if tuple(codes.shape[:2]) != expected:
@@ -97,11 +106,30 @@ class Forcing:
             logits = predict(self.lm, delayed)
         self._past = past[:, :, -self._past.shape[2] :]
         said = slice(0, 1 + self.facts.dep_q)
-        missing = ~self.facts.predicted(delayed)[:, said]
+        there = self.facts.predicted(delayed)[:, said].cpu()
         parts = [logits.text, *logits.audio.unbind(1)]
         scored = [_scored(part, delayed[:, k, 1:]) for k, part in enumerate(parts)]
         nats, choices = (torch.stack(each, dim=1).cpu() for each in zip(*scored, strict=True))
-        return Steps(nats.masked_fill(missing.cpu(), torch.nan), choices)
+        self._require_finite(nats, there)
+        return Steps(nats.masked_fill(~there, torch.nan), choices, there)
+
+    def _require_finite(self, nats: Tensor, there: Tensor) -> None:
+        """A model that explodes is no model that predicts nothing: NaN must not pass for that.
+
+        The frame named is the first that is hit. That may be before the one where it began, but in
+        the same segment: attention multiplies what it must not see by zero, and NaN stays NaN.
+        """
+        bad = there & ~nats.isfinite()
+        if not bad.any():
+            return
+        step, stream, row = bad.permute(2, 1, 0).nonzero()[0].tolist()
+        frame = self._frames - nats.shape[2] + step - self.facts.delays[stream]
+        what = f"codebook {stream} of Moshi" if stream else "text"
+        raise RuntimeError(
+            f"frame {frame} of row {row}: the cross-entropy of {what} is "
+            f"{nats[row, stream, step].item()}, it must be finite; the model or its memory has "
+            "exploded, so nothing can be measured of it"
+        )
 
     def fork(self) -> Forcing:
         """The same conversations so far; what is fed to one is not heard by the other."""
@@ -134,7 +162,8 @@ def forced(lm: LMModel, pieces: Iterable[Piece], rows: int) -> Iterator[tuple[Sc
     held: _Held | None = None
     for piece in pieces:
         for part in _cut(piece, SEGMENT):
-            new = _Held(part, *forcing.feed(part.codes))
+            steps = forcing.feed(part.codes)
+            new = _Held(part, steps.nats, steps.choices)
             held = new if held is None else held.joined(new)
             ready = held.nats.shape[2] - max(forcing.facts.delays)
             if ready > 0:

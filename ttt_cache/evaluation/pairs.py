@@ -1,8 +1,12 @@
 """Paired likelihoods: is what is right more likely than what is not, long after it was told?
 
 Zero-shot, as sWUGGY and sBLIMP (arXiv 2011.11588) and the spoken StoryCloze (arXiv 2305.13009) are
-for speech models; here the evidence is beyond the window. The likelihood of a continuation is that
-of all its tokens of Moshi's streams, text and codebooks, each given those before it.
+for speech models. In the testbed the evidence is beyond the window: filler comes behind it.
+Recordings just go on, so there the evidence is, above all, the window before, not what is beyond
+it: such pairs show that a model still goes on from what it has just heard, not that it remembers.
+
+The likelihood of a continuation is that of all its tokens of Moshi's streams, text and codebooks,
+each given those before it. Codes that one of the two lacks count in neither.
 """
 
 from __future__ import annotations
@@ -93,16 +97,18 @@ def pairs(
 
     Conversations are heard once; at each length the model's state is forked for every continuation.
     Of the testbed, questions are those of `TestbedTeller`, behind `far` frames of filler; of other
-    data those of `RecordedTeller`.
+    data those of `RecordedTeller`, right behind what was heard: the window has the evidence.
 
     Args:
         lm: the patched model, as in `Forcing`.
         lengths: in frames, rising; questions are at the last ends of pieces up to each.
         rows: conversations, at least 2.
-        far: frames after which what was told has left every window.
+        far: frames after which what was told has left every window; of no use on recordings.
 
     Raises:
-        ValueError: lengths are none, do not rise, or are below one piece of 256 frames.
+        ValueError: lengths are none, do not rise, or are below one piece of 256 frames, or the
+            source's conversations end before the last of them.
+        RuntimeError: what the model makes of a code is not finite.
     """
     rows, far = whole_number("rows", rows, 2), whole_number("far", far, 0)
     if not lengths or sorted(set(lengths)) != list(lengths) or lengths[0] < SEGMENT:
@@ -118,12 +124,14 @@ def pairs(
                 for kind, margin in _margins(forcing, teller, piece.codes, far):
                     found.add(kind, length, margin)
         if start + piece.codes.shape[2] > last:
-            break
+            return found
         teller.hear(piece.codes)
         forcing.feed(piece.codes)
         start += piece.codes.shape[2]
-    assert found is not None
-    return found
+    raise ValueError(
+        f"lengths must be below those of the conversations of {source.name}, which end after "
+        f"{start} frames, got {list(lengths)}"
+    )
 
 
 def _teller(piece: Piece, rows: int, seed: int) -> Teller:
@@ -138,18 +146,15 @@ def _margins(
     lead = teller.lead(far)
     if lead is not None and far:
         here.feed(lead)
-    good, right = None, torch.empty(0)
+    good, right = None, None
     for question in teller.questions(ahead):
-        if good is not question.good:
-            good, right = question.good, _likelihood(here, question.good)
+        if right is None or good is not question.good:
+            good, right = question.good, here.fork().feed(question.good)
         for kind, (codes, there) in question.bad.items():
-            margin = right - _likelihood(here, codes)
-            yield kind, margin.masked_fill(~there, torch.nan)
-
-
-def _likelihood(forcing: Forcing, codes: Tensor) -> Tensor:
-    """Log-likelihood of Moshi's streams in the next frames, in nats, `[B]`."""
-    return -forcing.fork().feed(codes).nats.double().nan_to_num(0).sum((1, 2))
+            wrong = here.fork().feed(codes)
+            both = right.there & wrong.there
+            margin = (wrong.nats.double() - right.nats.double()).masked_fill(~both, 0).sum((1, 2))
+            yield kind, margin.masked_fill(~(there & both.any(2).any(1)), torch.nan)
 
 
 def _mean(tally: Tally, index: int) -> list[float | None]:

@@ -25,7 +25,10 @@ class Recall:
 
     An answer is right if the model's most likely text token is the right one. *Near* is a fact of
     an age of at most `recent` frames: every window has it. *Far* is one of at least
-    `recent + chunk`: no window has it.
+    `recent + chunk`: it is beyond each layer's window. That alone does not make it out of reach:
+    of two stacked layers the upper sees outputs of the lower, which saw a window's frames before
+    them, so n windows on top of each other reach n times as far. How much that gives without a
+    memory is what the window-only control shows; a memory is worth what it has beyond that.
 
     Args:
         recent, chunk: of the cache that is looked at. A comparison needs the same in all arms.

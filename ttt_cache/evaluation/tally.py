@@ -33,7 +33,7 @@ class Tally:
         return self.sums.shape[1]
 
     def add(self, values: Tensor, bins: Tensor, fresh: bool) -> None:
-        """Count values `[B, S]`, those that are NaN apart, in bins int64 `[B, S]`.
+        """Count values `[B, S]` in bins int64 `[B, S]`; NaN stands where there is no value.
 
         Args:
             fresh: the B rows are new files; else those of the last call.
@@ -45,7 +45,7 @@ class Tally:
         self.sums, self.counts = padded(self.sums, *size), padded(self.counts, *size)
         index = bins.masked_fill(~counted, 0)
         if self.bins:
-            self.sums[-rows:].scatter_add_(1, index, values.double().nan_to_num(0))
+            self.sums[-rows:].scatter_add_(1, index, values.double().masked_fill(~counted, 0))
             self.counts[-rows:].scatter_add_(1, index, counted.double())
 
     def as_json(self) -> dict[str, Any]:
