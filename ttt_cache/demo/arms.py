@@ -46,10 +46,10 @@ def make_arms(frames: int, device: str) -> Arms:
     assert isinstance(config.recent, int) and stock.context is not None
     window = config.recent + config.chunk - 1
     each = [
-        Arm("window", f"a ring of the last {window} frames", _with_ring(window, device)),
-        Arm("stock ring", f"its own ring of the last {stock.context} frames", stock),
-        Arm("full cache", "a ring of every frame", _with_ring(frames, device)),
-        Arm("hierarchical", f"the last {config.recent} to {window} frames and a memory", memory),
+        Arm("window", f"the last {window} frames", _with_ring(window, device)),
+        Arm("stock ring", f"the last {stock.context} frames", stock),
+        Arm("full cache", "every frame", _with_ring(frames, device)),
+        Arm("hierarchical", f"{config.recent} to {window} frames and a memory", memory),
     ]
     return Arms(each, window, stock.context, config)
 

@@ -30,13 +30,15 @@ def draw(result: dict[str, Any], subtitle: str, path: Path) -> None:
         fontsize=15,
         fontweight="bold",
     )
-    grid = figure.add_gridspec(2, 2, width_ratios=(7, 4))
+    grid = figure.add_gridspec(2, 2, width_ratios=(7, 3))
     _draw_recall(figure.add_subplot(grid[:, 0]), result)
     arms = result["arms"]
-    sizes = {name: arm["state_bytes_end"] / 1000 for name, arm in arms.items()}
+    sizes = {
+        f"{name}:\n{arm['keeps']}": arm["state_bytes_end"] / 1000 for name, arm in arms.items()
+    }
     _draw_bars(figure.add_subplot(grid[0, 1]), sizes, "State of one conversation (kB)", "{:,.0f}")
     times = {name: arm["step_ms_last"] for name, arm in arms.items()}
-    title = f"Step of {result['conversations']} conversations, median of the last (ms)"
+    title = f"Step of {result['conversations']} conversations at the end (ms)"
     _draw_bars(figure.add_subplot(grid[1, 1]), times, title, "{:.1f}")
     figure.supxlabel(subtitle, fontsize=8.5, color="0.35")
     figure.savefig(path, format="png")
@@ -47,8 +49,7 @@ def _draw_recall(axes: Axes, result: dict[str, Any]) -> None:
     ages = [result["ages"][number] for number in there]
     for (name, arm), colour, marker in zip(result["arms"].items(), COLOURS, MARKERS, strict=True):
         share = [arm["right"][n] / result["ages"][n]["questions"] for n in there]
-        label = f"{name}: {arm['keeps']}"
-        axes.plot(share, color=colour, marker=marker, lw=2.5, ms=8, label=label, alpha=0.9)
+        axes.plot(share, color=colour, marker=marker, lw=2.5, ms=8, label=name, alpha=0.9)
     axes.axhline(1 / VALUES, color="0.35", lw=1, ls="--")
     guess = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 9, "color": "0.35"}
     axes.annotate("a guess", (0, 1 / VALUES), **guess)
@@ -61,7 +62,7 @@ def _draw_recall(axes: Axes, result: dict[str, Any]) -> None:
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_title("Right answers")
     axes.set_xlabel("how long ago the fact was told (minutes and seconds)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=9)
+    axes.legend(loc="best", framealpha=0.8, edgecolor="none")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -71,5 +72,6 @@ def _draw_bars(axes: Axes, values: dict[str, float], title: str, text: str) -> N
     axes.bar_label(bars, [text.format(value) for value in values.values()], padding=3)
     axes.set_xlim(0, max(values.values()) * 1.2)
     axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=8)
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
