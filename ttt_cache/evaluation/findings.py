@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .crossentropy import MEASURES, CrossEntropy, excess
+from .crossentropy import MEASURES, CrossEntropy, compared, excess, jump, slope
 from .intervals import Interval
 from .measures import Span
+from .pairs import Pairs
 from .protocol import Found, Point
 from .recall import FAR, NEAR, Recall
 
@@ -53,8 +54,35 @@ class Finding:
         pair = self.crossentropy, other.crossentropy
         return excess(*pair, span.begin, span.end, measure).row()
 
-    def as_json(self, spans: Sequence[Span], other: Finding | None) -> dict[str, Any]:
-        """All figures, `[value, low, high]` each; `other`: what cross-entropy is compared with."""
+    def asked(self, span: Span, name: str = "facts", which: int = FAR) -> int:
+        """How many questions a share of `share` is of."""
+        recall = self.recalls.get(span.name)
+        if recall is None or recall.tallies[name].bins <= which:
+            return 0
+        return int(recall.tallies[name].counts[:, which].sum())
+
+    def jump(self, other: Finding | None, window: int, measure: str) -> Row:
+        """By how much its excess over another point grows where frames leave the window."""
+        mine, theirs = self.crossentropy, other.crossentropy if other else None
+        if mine is None or theirs is None or not 0 < window < min(mine.frames, theirs.frames):
+            return NOTHING
+        return jump(mine, theirs, window, measure).row()
+
+    def slope(self, window: int, measure: str) -> Row:
+        """Nats that it gains with every doubling of the position beyond the window."""
+        heard = self.crossentropy
+        if heard is None or not 0 < window < heard.frames:
+            return NOTHING
+        return slope(heard, window, measure).row()
+
+    def as_json(self, spans: Sequence[Span], other: Finding | None, window: int) -> dict[str, Any]:
+        """All figures, `[value, low, high]` each.
+
+        Args:
+            other: what cross-entropy is compared with.
+            window: frames, where its jump is looked for and its slope begins.
+        """
+        heard, theirs = self.crossentropy, other.crossentropy if other else None
         return {
             "series": self.point.series or self.point.arm.name,
             "x": self.point.x,
@@ -78,7 +106,10 @@ class Finding:
                 for span in spans
                 if other is not None and self.crossentropy is not None
             },
-        } | {name: held for name, held in self.results.items() if name != "listen"}
+            "by_position": None if heard is None else heard.result(window),
+            "beside": None if heard is None or theirs is None else compared(heard, theirs, window),
+            "recall_by": {name: recall.result() for name, recall in self.recalls.items()},
+        } | {name: _shown(name, held) for name, held in self.results.items() if name != "listen"}
 
 
 def read(points: Sequence[Point], found: Found) -> dict[str, Finding]:
@@ -95,6 +126,11 @@ def _finding(point: Point, results: Mapping[str, Any]) -> Finding:
     recalls = {name: Recall.from_json(held) for name, held in heard["recall"].items()}
     crossentropy = CrossEntropy.from_json(heard["crossentropy"])
     return Finding(point, crossentropy, recalls, dict(results))
+
+
+def _shown(measure: str, held: Any) -> Any:
+    """A result with its figures, where what is kept are the counts that they are made of."""
+    return Pairs.from_json(held).result() if measure == "pairs" else held
 
 
 def _row(interval: Interval) -> Row:

@@ -50,7 +50,7 @@ def by_position(axes: Axes, findings: Mapping[str, Finding], window: int, contex
     _numbers(axes.yaxis, "{x:g}")
     _frames(axes, window, context)
     axes.set(xlabel="position (frames)", ylabel="nats per frame")
-    axes.set_title("Cross-entropy by position")
+    axes.set_title("Cross-entropy by position: text and all codebooks together")
 
 
 def beside(
@@ -71,7 +71,7 @@ def beside(
     axes.set_ylim(-0.1, 1.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set(xlabel="position (frames)", ylabel="nats beside full context")
-    axes.set_title("The same beside full context, up to the trained length")
+    axes.set_title("The same total beside full context, up to the trained length")
 
 
 def by_age(axes: Axes, findings: Mapping[str, Finding], span: Span, window: int) -> None:

@@ -70,7 +70,7 @@ def _write(
 ) -> None:
     other = findings.get(experiment.beside)
     record = _circumstances(experiment, plan) | {
-        "points": {name: f.as_json(plan.spans, other) for name, f in findings.items()},
+        "points": {name: f.as_json(plan.spans, other, plan.window) for name, f in findings.items()},
         "targets": [line.as_json() for line in lines],
     }
     text = json.dumps(as_json(record), indent=1, allow_nan=False) + "\n"

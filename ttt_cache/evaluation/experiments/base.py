@@ -17,7 +17,16 @@ from ..lines import Line
 from ..measures import Listen, Span
 from ..protocol import Point
 from ..subject import Subject
-from ..tables import cost_table, nats_table, recall_table
+from ..tables import (
+    cost_table,
+    jump_table,
+    mass_table,
+    nats_table,
+    parts_table,
+    recall_by_table,
+    recall_table,
+    slope_table,
+)
 
 TIMES = (1, 4, 8, 32, 96)  # lengths that are looked at, in contexts of the model
 
@@ -93,11 +102,21 @@ class Experiment:
         raise NotImplementedError
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
-        tables = [nats_table(findings, plan.spans, self.beside)]
+        ends = tuple(dict.fromkeys((plan.spans[0], plan.spans[-1])))
+        tables = []
         if any(finding.recalls for finding in findings.values()):
-            tables.insert(0, recall_table(findings, plan.spans))
-        costly = {name: f for name, f in findings.items() if "cost" in f.results}
-        return [*tables, cost_table(costly)] if costly else tables
+            tables.append(recall_table(findings, plan.spans))
+            for by, what in (("load", "facts known"), ("rewritten", "times overwritten")):
+                tables += [recall_by_table(findings, span, by, what) for span in ends]
+        tables.append(nats_table(findings, plan.spans, self.beside))
+        tables += [parts_table(findings, span) for span in ends]
+        if 0 < plan.window < plan.frames:
+            tables.append(jump_table(findings, plan.window, self.beside))
+            tables.append(slope_table(findings, plan.window))
+        for measure, table in (("mass", mass_table), ("cost", cost_table)):
+            having = {name: f for name, f in findings.items() if measure in f.results}
+            tables += [table(having)] if having else []
+        return tables
 
     def lines(self, plan: Plan, findings: dict[str, Finding]) -> Sequence[Line]:
         """Targets of the issue that this experiment answers; on the testbed only."""
