@@ -44,6 +44,15 @@ def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def device_here(name: str, value: str) -> str:
+    """Check the name of a device; raises `ValueError`, naming those of this machine."""
+    numbered = (f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    there = ["cpu", *(["cuda"] if torch.cuda.device_count() else []), *numbered]
+    if value not in there:
+        raise ValueError(f"{name} must be one of {', '.join(there)} on this machine, got {value!r}")
+    return value
+
+
 def true_or_false(name: str, value: Any) -> bool:
     """Check a switch; raises `TypeError` if it is not a bool."""
     if not isinstance(value, bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,12 +38,13 @@ def evaluate(
         number("Length of a conversation in frames of 80 ms.", "the experiment's: 8 contexts"),
     ] = None,
     level: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="Of the testbed's conversations: few, many, rewritten, distant, held or dialect.",
+            show_default="rewritten",
         ),
-    ] = "rewritten",
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,6 +133,8 @@ def evaluate(
     bench = None
     try:
         with Console(stderr=True).status("Loading PyTorch and Moshi"):
+            from ttt_cache.checks import whole_number
+            from ttt_cache.evaluation.experiments.generalisation import require_other
             from ttt_cache.evaluation.model import Checkpoint, Data, build
             from ttt_cache.evaluation.protocol import Bench
 
@@ -140,9 +144,15 @@ def evaluate(
                     hf_repo, moshi_weight, mimi_weight, tokenizer, config_path, lora_weight
                 )
                 where, dtype = _machine(device, checkpoint.is_testbed, half, threads)
+                whole_number("--seed", seed, 0)
                 settings = given(recent=recent, virtual=virtual, chunk=chunk)
                 heard = Data(level, data, other_data, out / "tokens")
-                subject = build(checkpoint, heard, where, dtype, seed, adapter, settings)
+                if chosen.name == "generalisation" and not checkpoint.is_testbed:
+                    require_other(other_data)
+                speaks = chosen.name == "unbounded"
+                subject = build(
+                    checkpoint, heard, where, dtype, seed, adapter, settings, speaks=speaks
+                )
                 plan = _plan(chosen, subject, rows, frames)
                 points = chosen.points(plan)
                 _known(only, points)
@@ -167,13 +177,13 @@ def _machine(name: str | None, is_testbed: bool, half: bool, threads: int) -> tu
     """Where the model runs, and in which dtype one that is not the testbed does."""
     import torch
 
-    from ttt_cache.checks import whole_number
+    from ttt_cache.checks import device_here, whole_number
 
+    if half and is_testbed:
+        raise ValueError("--half is for another Moshi: the testbed is float32, leave it out")
     torch.set_num_threads(whole_number("--threads", threads, 1))
     best = "cuda" if torch.cuda.is_available() and not is_testbed else "cpu"
-    device = torch.device(name or best)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: there is no CUDA here for {name}")
+    device = torch.device(best if name is None else device_here("--device", name))
     return device, torch.float16 if half else torch.bfloat16
 
 
@@ -214,3 +224,8 @@ def _conduct(
     except (MemoryError, torch.OutOfMemoryError) as error:
         hint = "out of memory: give fewer --rows or --frames, or leave arms out with --only"
         raise fail(f"{hint} ({reason(error)})") from None
+    except RuntimeError as error:
+        # A loss or an output that is not finite: our messages, and torch's of sampling, say so.
+        if not re.search(r"\b(nan|inf|finite)\b", str(error)):
+            raise
+        raise fail(f"{reason(error)}; {bench.kept()}") from None

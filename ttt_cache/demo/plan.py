@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ttt_cache.checks import whole_number
+from ttt_cache.checks import device_here, whole_number
 
 from .story import LEAST
 
@@ -57,15 +57,9 @@ def _between(name: str, value: int, least: int, most: int) -> None:
 
 
 def _device(name: str | None) -> str:
-    number = torch.cuda.device_count()
-    there = ["cpu", *(["cuda"] if number else []), *(f"cuda:{index}" for index in range(number))]
     if name is None:
-        return "cuda" if number else "cpu"
-    if name not in there:
-        raise ValueError(
-            f"--device must be one of {', '.join(there)} on this machine, got {name!r}"
-        )
-    return name
+        return "cuda" if torch.cuda.device_count() else "cpu"
+    return device_here("--device", name)
 
 
 def make_folder(out: Path) -> None:

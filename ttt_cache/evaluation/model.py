@@ -9,18 +9,27 @@ from typing import Any
 
 import torch
 from moshi.models.lm import LMModel
-from moshi.models.loaders import CheckpointInfo
+from moshi.models.loaders import CheckpointInfo, _lm_kwargs
 
 from ttt_cache import testbed
+from ttt_cache.checks import one_of
 from ttt_cache.config import CacheConfig
+from ttt_cache.testbed.stream import LEVELS
 from ttt_cache.training.data import LMFacts
 
 from .checkpoint import key_of
 from .source import RecordedSource, Source, TestbedSource
-from .subject import TESTBED_SETTINGS, Subject, adapter_config
+from .subject import (
+    TESTBED_SETTINGS,
+    Subject,
+    adapter_config,
+    require_two_codebooks,
+    require_user,
+)
 
 REPO = "kyutai/moshiko-pytorch-bf16"  # Moshi 7B
 LESSONS = ("few", "many", "rewritten", "distant")  # levels that adapters of the testbed learn on
+LEVEL = "rewritten"  # that is measured on
 SAID = 300  # characters of a loader's error
 
 
@@ -44,6 +53,12 @@ class Checkpoint:
         if self.is_testbed:
             return "the testbed"
         return str(self.moshi_weight or self.hf_repo or REPO)
+
+    def require_files(self) -> None:
+        """Raise `ValueError` if a file that is named is not there."""
+        for name, value in vars(self).items():
+            if isinstance(value, Path):
+                _require_file(name, value)
 
     def info(self) -> CheckpointInfo:
         """What Moshi's loader makes of the flags.
@@ -96,10 +111,34 @@ class Data:
         folder: where their tokens are kept.
     """
 
-    level: str
+    level: str | None
     data: Path | None
     other_data: Path | None
     folder: Path
+
+    def require(self, is_testbed: bool) -> None:
+        """Refuse what does not go together, before anything is loaded.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        if is_testbed and (self.data or self.other_data):
+            raise ValueError(
+                "--data needs a model to hear it: name one, for example with --hf-repo"
+            )
+        if not is_testbed and self.data is None:
+            raise ValueError("--data must be given: recordings for a model that is not the testbed")
+        if not is_testbed and self.level is not None:
+            raise ValueError("--level is of the testbed's own conversations: leave it out")
+        if self.level is not None:
+            one_of("--level", self.level, tuple(LEVELS))
+        for name, path in ("data", self.data), ("other_data", self.other_data):
+            if path is not None:
+                _require_file(name, path)
+        if self.data and self.other_data and self.data.samefile(self.other_data):
+            raise ValueError(
+                f"--other-data must be recordings of another kind, got --data's {self.data}"
+            )
 
 
 def build(
@@ -110,6 +149,7 @@ def build(
     seed: int,
     adapter: Path | None,
     settings: Mapping[str, Any],
+    speaks: bool = False,
 ) -> Subject:
     """Load the model and open its conversations.
 
@@ -117,6 +157,7 @@ def build(
         dtype: of a model that is not the testbed, which is float32.
         adapter: trained weights; its settings are those of the memory.
         settings: of the memory, in place of single defaults; none beside an adapter.
+        speaks: the model is to speak beside a user, whom it has to hear.
 
     Raises:
         ValueError, OSError: something is missing, damaged or does not go together.
@@ -125,23 +166,46 @@ def build(
         others = ", ".join(f"--{name}" for name in settings)
         raise ValueError(f"--adapter brings its settings along: leave out {others}")
     is_testbed = checkpoint.is_testbed
-    if is_testbed and (data.data or data.other_data):
-        raise ValueError("--data needs a model to hear it: name one, for example with --hf-repo")
-    if not is_testbed and data.data is None:
-        raise ValueError("--data must be given: recordings for a model that is not the testbed")
+    data.require(is_testbed)
+    checkpoint.require_files()
     source = taught = other = None
     if is_testbed:
-        source, taught = TestbedSource(data.level), TestbedSource(*LESSONS)
-        other = TestbedSource("dialect" if data.level != "dialect" else "rewritten")
+        level = data.level or LEVEL
+        source, taught = TestbedSource(level), TestbedSource(*LESSONS)
+        other = TestbedSource("dialect" if level != "dialect" else LEVEL)
     given = {**(TESTBED_SETTINGS if is_testbed else {}), **settings}
     if adapter is not None:
         given = {n: v for n, v in adapter_config(adapter).to_json().items() if n != "preset"}
-    CacheConfig.from_fields(given)
+    _require_fit(CacheConfig.from_fields(given), checkpoint)
     lm = checkpoint.load(device, torch.float32 if is_testbed else dtype)
+    require_two_codebooks(lm)
+    if speaks:
+        require_user(lm)
     if source is None:
         assert data.data is not None
         source, other = _recorded(checkpoint, lm, data, device)
     return Subject(lm, checkpoint.name, source, taught, other, given, adapter, is_testbed, seed)
+
+
+def _require_file(name: str, path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"--{name.replace('_', '-')} must be a file, and {path} is none")
+
+
+def _require_fit(config: CacheConfig, checkpoint: Checkpoint) -> None:
+    """Raise `ValueError` if a window is longer than the model's context, by its config alone; as
+    `ttt_cache.patch` does, which knows the layers, and of settings by layer is the judge."""
+    context = (checkpoint.info().lm_config or _lm_kwargs).get("context")
+    if context is None or not isinstance(config.recent, int):
+        return
+    most = context - (config.window.capacity - config.recent)
+    if most < 1:
+        raise ValueError(f"--chunk must be within the context of {context}, got {config.chunk}")
+    if config.recent > most:
+        raise ValueError(
+            f"--recent must be at most {most}, the model's context of {context} less the frames "
+            f"that wait for a chunk of {config.chunk}; got {config.recent}"
+        )
 
 
 def _recorded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -17,12 +19,14 @@ from ttt_cache.config import CacheConfig
 from .adapters import adapter_for, adapter_hash, base_hash
 from .arms import Arm, described
 from .checkpoint import Results, key_of, lock
-from .measures import Measure, Run
+from .measures import Cost, Measure, Run, Speak
 from .recipe import DEFAULT, Recipe
 from .source import Piece, Source
 from .subject import Subject, frames_seen
 
 FORMAT = 1  # changes when the same measure no longer gives the same result
+TIMED = Cost, Speak  # measures that hold times: these are those of one machine
+DATES = "measured"  # beside the results of a point: when each was measured
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Point:
     taught: Source | None = None
 
 
-Found = dict[str, dict[str, Any]]  # by point and by measure
+Found = dict[str, dict[str, Any]]  # by point and by measure; `DATES` stands among these
 
 
 class Bench:
@@ -85,7 +89,7 @@ class Bench:
             for wait in (False, True):
                 for point in [point for point in todo if point.name not in found]:
                     file = self.folder / f".{key_of({'point': point.name})}.lock"
-                    with lock(file, wait) as held:
+                    with lock(file, wait, bar.console.print) as held:
                         if held:
                             found[point.name] = self._measure(point, bar, task)
         return {point.name: found[point.name] for point in todo}
@@ -94,7 +98,7 @@ class Bench:
         """What an interrupted evaluation does not have to do again."""
         return (
             f"{self.measured} of {self.wanted} results, and every adapter that was trained, are "
-            f"kept in {self.folder.parent}; the same command goes on from there"
+            f"kept in {self.adapters.parent}; the same command goes on from there"
         )
 
     def adapter(self, point: Point) -> Path | None:
@@ -130,19 +134,21 @@ class Bench:
             "source": source.name,
             "seed": subject.seed,
         }
-        found = {}
+        found: dict[str, Any] = {DATES: {}}
         for measure in point.measures:
             made = {**common, "measure": type(measure).__name__, "of": as_json(measure)}
-            result = self.results.get(made)
-            if result is None:
+            if isinstance(measure, TIMED):
+                made["machine"] = machine(subject.lm.device)
+            kept = self.results.get(made)
+            if kept is None:
                 bar.update(task, what=f"{point.name}: {measure.name}")
                 began = time.perf_counter()
                 counted = _Counted(source, bar, task, f"{point.name}: {measure.name}")
                 with point.arm.on(subject.lm, adapter) as handle:
                     run = Run(subject.lm, handle, counted, subject.seed)
                     result = as_json(measure(run))
-                self.results.put(made, result, time.perf_counter() - began)
-            found[measure.name] = result
+                kept = self.results.put(made, result, time.perf_counter() - began)
+            found[measure.name], found[DATES][measure.name] = kept
             self.measured += 1
             bar.advance(task)
         return found
@@ -181,6 +187,13 @@ class _Counted:
 
     def batches(self, rows: int, frames: int, steps: int, seed: int) -> Iterator[Any]:
         return self._source.batches(rows, frames, steps, seed)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the time of a step depends on beside the model."""
+    is_cuda = device.type == "cuda"
+    kind = torch.cuda.get_device_name(device) if is_cuda else platform.machine()
+    return {"device": device.type, "kind": kind, "threads": torch.get_num_threads()}
 
 
 def as_json(value: Any) -> Any:

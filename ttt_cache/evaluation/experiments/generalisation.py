@@ -53,10 +53,16 @@ class Generalisation(Experiment):
         pictures.side_by_side(figure, findings, plan.spans)
 
 
-def _kinds(plan: Plan) -> Sequence[Source]:
-    other = plan.subject.other
+def require_other(other: object | None) -> None:
+    """Raise `ValueError` if there is no second kind of conversations."""
     if other is None:
         raise ValueError("generalisation needs two kinds of conversations: give --other-data too")
+
+
+def _kinds(plan: Plan) -> Sequence[Source]:
+    other = plan.subject.other
+    require_other(other)
+    assert other is not None
     return plan.subject.source, other
 
 

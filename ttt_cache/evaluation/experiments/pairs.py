@@ -5,6 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from ttt_cache.checks import whole_number
+
 from .. import pictures
 from ..findings import Finding
 from ..measures import Paired
@@ -28,8 +30,10 @@ class Pairs(Experiment):
         return LENGTHS[-1]
 
     def points(self, plan: Plan) -> list[Point]:
+        whole_number("--rows of pairs", plan.rows, 2)  # what is told apart is two conversations
+        whole_number("--frames of pairs", plan.frames, SEGMENT)
         lengths = (*(n for n in LENGTHS if n < plan.frames), plan.frames)
-        measure = Paired(max(2, plan.rows), lengths, plan.subject.far)
+        measure = Paired(plan.rows, lengths, plan.subject.far)
         arms = plan.subject.arms(plan.frames + plan.subject.far + SEGMENT)  # questions come behind
         return [Point(name, arms[name], (measure,)) for name in ARMS]
 

@@ -17,7 +17,7 @@ from ..freerun import divergence, drift
 from ..lines import Line
 from ..measures import Span, Speak
 from ..protocol import Point
-from ..subject import Subject
+from ..subject import Subject, require_user
 from ..tables import nats_table, recall_table
 from .base import Experiment, Plan
 
@@ -38,6 +38,7 @@ class Unbounded(Experiment):
         return max(FRAMES, super().frames(subject))
 
     def points(self, plan: Plan) -> list[Point]:
+        require_user(plan.subject.lm)
         arms, speak = plan.arms(), Speak(SPEAKING_ROWS, plan.frames)
         return [Point(name, arms[name], (plan.listen(), speak)) for name in ARMS]
 
