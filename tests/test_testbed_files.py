@@ -71,7 +71,7 @@ def test_there_is_no_mimi() -> None:
         testbed.checkpoint().get_mimi()
 
 
-@pytest.mark.parametrize("name", ["hierarchical", "hybrid"])
+@pytest.mark.parametrize("name", sorted(p.name for p in (testbed.FOLDER / "adapters").iterdir()))
 def test_shipped_adapters_fit(name: str) -> None:
     lm = testbed.load()
     handle = ttt_cache.load_adapter(lm, testbed.adapter(name))
@@ -118,7 +118,7 @@ def test_one_command_makes_the_folder(make_testbed, tmp_path: Path, monkeypatch,
     made = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")}
     shipped = {path.relative_to(testbed.FOLDER) for path in testbed.FOLDER.rglob("*.*")}
     assert made == shipped
-    for name in ("hierarchical", "hybrid"):
+    for name in make_testbed.ADAPTERS:
         ttt_cache.load_adapter(weights[0], tmp_path / "a" / "adapters" / name).remove()
     states = [lm.state_dict() for lm in weights]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
