@@ -58,11 +58,12 @@ def _draw_recall(axes: Axes, result: dict[str, Any]) -> None:
         [f"{span(age)}\n{where(age, result)}\n{age['questions']} asked" for age in ages],
         fontsize=8,
     )
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(0, 1.15)  # with room for the legend
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_title("Right answers")
     axes.set_xlabel("how long ago the fact was told (minutes and seconds)")
-    axes.legend(loc="best", framealpha=0.8, edgecolor="none")
+    axes.legend(loc="upper center", ncols=4, frameon=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
