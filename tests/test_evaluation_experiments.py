@@ -1,0 +1,142 @@
+"""The experiments of the plan: their points, and what is made of their results."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from evaluation_support import CONTEXT, SETTINGS, recipe, subject, tiny
+from rich.console import Console
+
+import ttt_cache
+from ttt_cache.evaluation import arms, protocol
+from ttt_cache.evaluation.experiments import ALL, EXPERIMENTS, Plan, generalisation, sweeps
+from ttt_cache.evaluation.experiments import training as training_experiment
+from ttt_cache.evaluation.experiments.unbounded import drifted
+from ttt_cache.evaluation.protocol import Bench
+from ttt_cache.evaluation.run import conduct
+from ttt_cache.evaluation.source import TestbedSource
+
+OTHER = TestbedSource("dialect")
+
+
+@pytest.fixture(autouse=True)
+def short_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "DEFAULT", recipe(0, 1))
+    monkeypatch.setattr(arms, "HYBRID", recipe(0, 1, moshi=1.0))
+    monkeypatch.setattr(sweeps, "SWEEP", recipe(0, 1))
+    monkeypatch.setattr(generalisation, "SWEEP", recipe(0, 1))
+    monkeypatch.setattr(training_experiment, "SWEEP", recipe(0, 2))
+
+
+def plan(frames: int = 130, **changes) -> Plan:
+    return Plan(subject(other=OTHER, **changes), 2, frames)
+
+
+def test_every_experiment_of_the_plan_has_a_command():
+    assert list(EXPERIMENTS) == [
+        *("controls", "recent", "virtual", "gates", "layers", "training", "unbounded"),
+        *("untrained", "generalisation", "pairs"),
+    ]
+
+
+@pytest.mark.parametrize("experiment", ALL, ids=lambda experiment: experiment.name)
+def test_points_can_be_patched_and_are_told_apart(experiment):
+    given = plan(CONTEXT * 8)
+    points = experiment.points(given)
+    assert len({point.name for point in points}) == len(points)
+    for point in points:
+        with ttt_cache.patch(given.subject.lm, **point.arm.settings):
+            pass
+
+
+def test_sweeps_are_those_of_the_plan():
+    lm = tiny(context=3000, num_layers=32)
+    given = plan(24000, lm=lm)
+    names = {name: [p.name for p in EXPERIMENTS[name].points(given)] for name in EXPERIMENTS}
+    windows = [f"recent {n}" for n in (50, 100, 200, 500, 1000)]
+    assert [name for name in names["recent"] if name.startswith("recent")] == windows
+    assert {f"virtual {n}" for n in (1, 10, 100)} <= set(names["virtual"])
+    assert [n for n in names["layers"] if "top" in n] == [
+        f"top {count} of 32 layers" for count in (7, 16, 32)
+    ]
+    (top,) = (p for p in EXPERIMENTS["layers"].points(given) if p.name.startswith("top 7"))
+    assert top.arm.settings["layers"] == tuple(range(25, 32))
+    assert {n.split()[-1] for n in names["gates"] if n.startswith("gate")} == {
+        *("joint", "fixed", "layer", "head", "query", "residual")
+    }
+    assert EXPERIMENTS["unbounded"].frames(given.subject) == 100_000
+
+
+def test_windows_follow_the_context():
+    testbed = plan(8192, lm=tiny(context=1024))
+    names = [point.name for point in EXPERIMENTS["recent"].points(testbed)]
+    assert [n for n in names if n.startswith("window")] == [
+        f"window {n}" for n in (17, 34, 68, 171, 341)
+    ]
+
+
+def test_every_point_of_a_sweep_counts_the_same_facts_as_far():
+    points = EXPERIMENTS["recent"].points(plan(8192, lm=tiny(context=1024)))
+    (listen,) = {point.measures[0] for point in points}
+    assert listen.recent == 341 and listen.chunk == SETTINGS["chunk"]
+
+
+@pytest.mark.parametrize("name", ["controls", "training", "unbounded", "generalisation", "layers"])
+def test_an_experiment_from_its_points_to_its_files(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    experiment, given = EXPERIMENTS[name], plan(4 * CONTEXT, is_testbed=True)
+    points = experiment.points(given)
+    if name != "generalisation":  # one that trains, beside what it is compared with
+        keep = {"full", "stock", "extended", "window", "random", "reset", "hierarchical"}
+        points = [p for p in points if p.name in keep or p.recipe is not None]
+    bench = Bench(given.subject, tmp_path / "r", tmp_path / "a", Console(file=io.StringIO()))
+    conduct(experiment, given, points, bench, tmp_path)
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert record["points"].keys() == {point.name for point in points}
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(point.name.split(",")[0] in printed for point in points)
+    verdicts = {line["name"]: line["verdict"] for line in record["targets"]}
+    if name == "controls":
+        assert verdicts["memory reset beside window only, cross-entropy"] == "met"
+        assert verdicts["state, share of the ring's bytes"] in ("met", "MISSED")
+        assert record["points"]["full"]["excess"]["1x"][0] == 0
+    if name == "unbounded":
+        assert verdicts["growth of state (bytes)"] == "met"
+
+
+def test_one_point_alone_says_that_the_others_are_missing(tmp_path, capsys):
+    experiment, given = EXPERIMENTS["gates"], plan()
+    bench = Bench(given.subject, tmp_path / "r", tmp_path / "a", Console(file=io.StringIO()))
+    conduct(experiment, given, experiment.points(given), bench, tmp_path, ["window"])
+    assert capsys.readouterr().out.startswith("Kept: window. Without --only")
+    assert not (tmp_path / "gates.json").exists()
+
+
+def test_generalisation_needs_two_kinds():
+    with pytest.raises(ValueError, match="give --other-data too"):
+        EXPERIMENTS["generalisation"].points(Plan(subject(), 2, 200))
+
+
+def test_generalisation_trains_on_each_and_measures_on_both():
+    points = EXPERIMENTS["generalisation"].points(plan())
+    trained = {(p.taught.name, p.source.name) for p in points if p.taught is not None}
+    kinds = "testbed few", "testbed dialect"
+    assert trained == {(a, b) for a in kinds for b in kinds}
+
+
+def test_drift_is_that_of_the_last_tenth_beside_the_second():
+    import torch
+
+    from ttt_cache.evaluation.crossentropy import CrossEntropy
+    from ttt_cache.evaluation.forced import Scores
+
+    heard, frames = CrossEntropy(), 640
+    nats = torch.ones(2, frames)
+    nats[:, -64:] = 1.5
+    nats[:, :64] = 9.0  # the beginning does not count
+    choices = torch.zeros(2, 3, frames, dtype=torch.long)
+    heard.add(Scores(0, nats, torch.zeros(2, frames), torch.zeros(2, frames), choices))
+    assert drifted(heard, frames) == pytest.approx(0.5)
