@@ -17,7 +17,7 @@ from ttt_cache.evaluation import adapters
 from ttt_cache.evaluation.adapters import adapter_for, adapter_hash, base_hash
 from ttt_cache.evaluation.recipe import DEFAULT, HYBRID, SWEEP, Course
 from ttt_cache.evaluation.source import TestbedSource
-from ttt_cache.evaluation.tune import loss_of, tune
+from ttt_cache.evaluation.tune import learn, tuning
 
 FEW = TestbedSource("few")
 
@@ -25,6 +25,11 @@ FEW = TestbedSource("few")
 def make(lm, folder: Path, *, source=FEW, settings=SETTINGS, steps=None, seed=0) -> Path:
     steps = (steps or recipe()).stretched(CONTEXT)
     return adapter_for(lm, source, settings, steps, folder, seed, progress=False)
+
+
+def loss_of(lm, handle, codes, steps) -> Tensor:
+    (loss,) = tuning(lm, handle, [codes], steps)
+    return loss
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -84,7 +89,7 @@ def test_the_same_training_gives_the_same_adapter(tmp_path):
     assert adapter_hash(None) is None
 
 
-@pytest.mark.parametrize("when", ["tune", "save_adapter"])
+@pytest.mark.parametrize("when", ["learn", "save_adapter"])
 def test_training_that_is_killed_leaves_nothing(when, tmp_path, monkeypatch):
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -155,7 +160,8 @@ def test_tuning_lowers_the_loss():
     (codes,) = FEW.batches(2, 60, 1, 0)
     steps = recipe(0, 12, moshi=1.0)
     with ttt_cache.patch(lm, **SETTINGS) as handle:
-        losses = tune(lm, handle, [codes] * 12, steps, progress=False)
+        given = tuning(lm, handle, [codes] * 12, steps)
+        losses = learn(lm, handle, steps.tune, given, "tune", progress=False)
     assert losses[-1] < losses[0] - 0.01
 
 
@@ -168,7 +174,8 @@ def test_a_loss_that_is_no_number_is_named():
         ttt_cache.patch(lm, **SETTINGS) as handle,
         pytest.raises(RuntimeError, match="step 1: the loss is nan"),
     ):
-        tune(lm, handle, [codes], recipe(moshi=1.0), progress=False)
+        steps = recipe(moshi=1.0)
+        learn(lm, handle, steps.tune, tuning(lm, handle, [codes], steps), "tune", progress=False)
 
 
 def test_recipes_scale_and_stretch():

@@ -152,7 +152,7 @@ def test_what_is_held_does_not_grow(arm, monkeypatch):
     forcing, held = Forcing(model, 2), []
     for codes in random_codes(model, 300).split(60, dim=2):
         forcing.feed(codes)
-        tensors = [*forcing.carry.tensors().values(), forcing._past]
+        tensors = [*forcing.carry.tensors().values(), forcing._delays._past]
         held.append([(t.shape, t.untyped_storage().nbytes()) for t in tensors])
     assert held[0] == held[-1]
 

@@ -27,8 +27,9 @@ from ttt_cache.training.distill import distill
 
 from .arms import described
 from .checkpoint import key_of, lock
+from .lasting import lasting
 from .recipe import Course, Recipe
-from .tune import tune
+from .tune import learn, tuning
 
 if TYPE_CHECKING:
     from .source import Source
@@ -115,7 +116,7 @@ def _train(
     """Writes the adapter into `folder`; returns what was seen on the way."""
     frozen = [parameter for parameter in lm.parameters() if parameter.requires_grad]
     lm.requires_grad_(False)
-    history: dict[str, Any] = {"distill": {}, "tune": []}
+    history: dict[str, Any] = {"distill": {}, "tune": [], "last": []}
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -126,8 +127,11 @@ def _train(
             if recipe.distill.steps:
                 history["distill"] = _distill(lm, source, recipe.distill, seed, progress)
             if recipe.tune.steps:
-                batches = _batches(source, recipe.tune, seed + 1)
-                history["tune"] = tune(lm, handle, batches, recipe, progress)
+                losses = tuning(lm, handle, _batches(source, recipe.tune, seed + 1), recipe)
+                history["tune"] = learn(lm, handle, recipe.tune, losses, "tune", progress)
+            if recipe.last.steps:
+                losses = lasting(lm, handle, source, recipe, seed + 2)
+                history["last"] = learn(lm, handle, recipe.last, losses, "last", progress)
             save_adapter(lm, folder)
     finally:
         for parameter in frozen:

@@ -16,6 +16,7 @@ from ttt_cache.training.carry import Carry
 from ttt_cache.training.data import LMFacts
 from ttt_cache.training.loss import predict
 
+from .delays import Delays
 from .rings import make_room
 from .source import SEGMENT, Piece
 
@@ -83,9 +84,7 @@ class Forcing:
         self.lm, self.facts, self.rows = lm, LMFacts.of(lm), rows
         self.carry, self._frames = Carry(require_patch(lm)), 0
         self._whole = self.carry.caches
-        # Frames before the next one that its input still needs, `[B, K, longest delay + 1]`.
-        initial = torch.tensor(self.facts.initial, device=lm.device)
-        self._past = initial[None, :, None].expand(rows, -1, max(self.facts.delays) + 1)
+        self._delays = Delays(self.facts, rows, lm.device)
 
     @torch.no_grad()
     def feed(self, codes: Tensor) -> Steps:
@@ -98,13 +97,11 @@ class Forcing:
         expected = self.rows, self.facts.codebooks
         if tuple(codes.shape[:2]) != expected:
             raise ValueError(f"codes must be {list(expected)} by frames, got {list(codes.shape)}")
-        past = torch.cat([self._past, codes.to(self._past)], dim=2)
-        delayed = self._delayed(past)
+        delayed = self._delays.take(codes)
         self._frames += codes.shape[2]
         make_room(self.carry, self._whole, self._frames, self.rows)
-        with self.carry.segment(torch.zeros(self.rows, dtype=torch.bool, device=past.device)):
+        with self.carry.segment(torch.zeros(self.rows, dtype=torch.bool, device=delayed.device)):
             logits = predict(self.lm, delayed)
-        self._past = past[:, :, -self._past.shape[2] :]
         said = slice(0, 1 + self.facts.dep_q)
         there = self.facts.predicted(delayed)[:, said].cpu()
         parts = [logits.text, *logits.audio.unbind(1)]
@@ -134,17 +131,9 @@ class Forcing:
     def fork(self) -> Forcing:
         """The same conversations so far; what is fed to one is not heard by the other."""
         fork = copy.copy(self)
+        fork._delays = copy.copy(self._delays)  # takes replace what it holds
         fork.carry = copy.copy(self.carry)  # a segment replaces states and changes none
         return fork
-
-    def _delayed(self, past: Tensor) -> Tensor:
-        """`[B, K, S + 1]` as in `LMFacts.delayed`, of frames behind `longest delay + 1` others."""
-        longest, columns = max(self.facts.delays), past.shape[2] - max(self.facts.delays)
-        lines = [
-            past[:, stream, longest - delay : longest - delay + columns]
-            for stream, delay in enumerate(self.facts.delays)
-        ]
-        return torch.stack(lines, dim=1)
 
 
 def forced(lm: LMModel, pieces: Iterable[Piece], rows: int) -> Iterator[tuple[Scores, Piece]]:

@@ -5,7 +5,7 @@ Sequences are given in frames of the testbed; `stretched` makes them fit another
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ttt_cache.checks import real_number
 from ttt_cache.testbed.model import CONTEXT
@@ -50,11 +50,14 @@ class Course:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Layer-wise distillation, then training end to end.
+    """Layer-wise distillation, then training end to end, at last on what goes on and on.
 
     Args:
         distill: each layer learns to answer as full context would (`ttt_cache.distill`).
         tune: the memory learns by the model's own predictions.
+        last: the same on conversations that go on from step to step, their state carried along, so
+            that the memory learns to last.
+        longest: steps of the longest such conversation.
         moshi: share of Moshi's loss in what is tuned on; the rest is the divergence from what
             stock Moshi, with its whole context, predicts.
         text_padding: weight of text padding, as moshi-finetune's `text_padding_weight`.
@@ -63,6 +66,8 @@ class Recipe:
 
     distill: Course
     tune: Course
+    last: Course = field(default_factory=lambda: Course((), lr=1.5e-3))
+    longest: int = 256
     moshi: float = 0.0
     text_padding: float = 0.05
     audio: float = 0.25
@@ -74,28 +79,31 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        return self.distill.steps + self.tune.steps
+        return sum(course.steps for course in self._courses.values())
+
+    @property
+    def _courses(self) -> dict[str, Course]:
+        return {"distill": self.distill, "tune": self.tune, "last": self.last}
 
     def scaled(self, share: float) -> Recipe:
         """The same with a share of the steps."""
-        return replace(self, distill=self.distill.scaled(share), tune=self.tune.scaled(share))
+        return replace(self, **{n: course.scaled(share) for n, course in self._courses.items()})
 
     def stretched(self, context: int) -> Recipe:
         """The same for a model of another context than the testbed's: longer sequences."""
         factor = context / CONTEXT
-        return replace(
-            self, distill=self.distill.stretched(factor), tune=self.tune.stretched(factor)
-        )
+        return replace(self, **{n: c.stretched(factor) for n, c in self._courses.items()})
 
     def beyond(self, least: int) -> Recipe:
         """The same on sequences of at least so many frames: a wide window needs long ones."""
-        return replace(self, distill=self.distill.beyond(least), tune=self.tune.beyond(least))
+        return replace(self, **{n: course.beyond(least) for n, course in self._courses.items()})
 
 
 # Of the shipped adapters. Many steps of few sequences teach more than the reverse.
 DEFAULT = Recipe(
     distill=Course(((320, 2, 1200),), lr=3e-3),
     tune=Course(((512, 2, 1400), (1024, 2, 200)), lr=2e-3),
+    last=Course(((512, 2, 600),), lr=1.5e-3),
 )
 
 # Of the hybrid layer. It has the whole context, so full context has nothing to teach it: it learns

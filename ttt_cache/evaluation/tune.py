@@ -26,16 +26,17 @@ from ttt_cache.training.loss import (
 from ttt_cache.training.masters import float32_adapter
 from ttt_cache.training.schedule import optimizer_for
 
-from .recipe import Recipe
+from .recipe import Course, Recipe
 
 
-def tune(
-    lm: LMModel, handle: Patch, batches: Iterable[Tensor], recipe: Recipe, progress: bool = True
+def learn(
+    lm: LMModel, handle: Patch, course: Course, losses: Iterable[Tensor], what: str, progress: bool
 ) -> list[float]:
-    """Train the memory of a patched model by what it predicts, as `recipe.tune` says.
+    """Train the memory of a patched model on one loss after another, AdamW over one cycle.
 
     Args:
-        batches: codes, not delayed, int64 `[B, K, T]`, one for each step.
+        losses: scalars with their graph, one for each step of the course.
+        what: it is called in the progress bar.
 
     Returns:
         the loss of every step.
@@ -43,18 +44,16 @@ def tune(
     Raises:
         RuntimeError: a loss is not finite; the adapter is as it was before that step.
     """
-    course, trained = recipe.tune, adapter_parameters(lm)
-    losses: list[float] = []
-    shown = track(batches, "tune", course.steps, console=Console(stderr=True), disable=not progress)
+    trained, seen = adapter_parameters(lm), []
+    shown = track(losses, what, course.steps, console=Console(stderr=True), disable=not progress)
     with float32_adapter(handle):
         optimizer, schedule = optimizer_for(
             trained, course.lr, course.weight_decay, course.steps, course.pct_start
         )
-        for codes in shown:
-            loss = loss_of(lm, handle, codes.to(next(lm.parameters()).device), recipe)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise RuntimeError(f"step {len(losses)}: the loss is {losses[-1]}")
+        for loss in shown:
+            seen.append(loss.item())
+            if not math.isfinite(seen[-1]):
+                raise RuntimeError(f"step {len(seen)}: the loss is {seen[-1]}")
             gradients = torch.autograd.grad(loss, trained)
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient
@@ -62,21 +61,40 @@ def tune(
             optimizer.step()
             schedule.step()
         optimizer.zero_grad()
-    return losses
+    return seen
 
 
-def loss_of(lm: LMModel, handle: Patch, codes: Tensor, recipe: Recipe) -> Tensor:
-    """Moshi's loss and the divergence from full context, as the recipe weighs them; a scalar."""
-    facts = LMFacts.of(lm)
-    delayed = torch.stack([facts.delayed(row) for row in codes])
-    wanted = targets(facts, delayed, Weights(1.0, recipe.text_padding))
-    loss = torch.zeros((), device=codes.device)
+def tuning(
+    lm: LMModel, handle: Patch, batches: Iterable[Tensor], recipe: Recipe
+) -> Iterator[Tensor]:
+    """The loss of every step of `recipe.tune`, a scalar: of conversations from their beginning.
+
+    Args:
+        batches: codes, not delayed, int64 `[B, K, T]`, one for each step.
+    """
+    facts, device = LMFacts.of(lm), next(lm.parameters()).device
+    for codes in batches:
+        delayed = torch.stack([facts.delayed(row) for row in codes]).to(device)
+        taught = None
+        if recipe.moshi < 1:
+            with torch.no_grad(), unpatched(handle):
+                taught = predict(lm, delayed)
+        yield loss_beside(lm, delayed, taught, recipe)
+
+
+def loss_beside(lm: LMModel, delayed: Tensor, taught: Logits | None, recipe: Recipe) -> Tensor:
+    """Moshi's loss and the divergence from a teacher, as the recipe weighs them; a scalar.
+
+    Args:
+        delayed: codes `[B, K, T + 1]`, as `ttt_cache.training.loss.predict` takes them.
+        taught: what the teacher predicts; `None` where Moshi's loss is all.
+    """
+    wanted = targets(LMFacts.of(lm), delayed, Weights(1.0, recipe.text_padding))
+    loss = torch.zeros((), device=delayed.device)
     logits = predict(lm, delayed)
     if recipe.moshi:
         loss = loss + recipe.moshi * _weighed(logits, None, wanted, recipe)
-    if recipe.moshi < 1:
-        with torch.no_grad(), unpatched(handle):
-            taught = predict(lm, delayed)
+    if taught is not None:
         loss = loss + (1 - recipe.moshi) * _weighed(logits, taught, wanted, recipe)
     return loss
 
