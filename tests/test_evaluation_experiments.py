@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 
 import pytest
 from evaluation_support import CONTEXT, SETTINGS, recipe, subject, tiny
@@ -11,9 +12,18 @@ from rich.console import Console
 
 import ttt_cache
 from ttt_cache.evaluation import arms, protocol
-from ttt_cache.evaluation.experiments import ALL, EXPERIMENTS, Plan, generalisation, sweeps
+from ttt_cache.evaluation.experiments import (
+    ALL,
+    EXPERIMENTS,
+    Plan,
+    controls,
+    generalisation,
+    sweeps,
+)
 from ttt_cache.evaluation.experiments import training as training_experiment
 from ttt_cache.evaluation.experiments.unbounded import drifted
+from ttt_cache.evaluation.findings import Finding
+from ttt_cache.evaluation.measures import Cost
 from ttt_cache.evaluation.protocol import Bench
 from ttt_cache.evaluation.run import conduct
 from ttt_cache.evaluation.source import TestbedSource
@@ -28,6 +38,8 @@ def short_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "SWEEP", recipe(0, 1))
     monkeypatch.setattr(generalisation, "SWEEP", recipe(0, 1))
     monkeypatch.setattr(training_experiment, "SWEEP", recipe(0, 2))
+    for module in (controls, sweeps):
+        monkeypatch.setattr(module, "Cost", partial(Cost, frames=20))
 
 
 def plan(frames: int = 130, **changes) -> Plan:
@@ -139,4 +151,5 @@ def test_drift_is_that_of_the_last_tenth_beside_the_second():
     nats[:, :64] = 9.0  # the beginning does not count
     choices = torch.zeros(2, 3, frames, dtype=torch.long)
     heard.add(Scores(0, nats, torch.zeros(2, frames), torch.zeros(2, frames), choices))
-    assert drifted(heard, frames) == pytest.approx(0.5)
+    point = EXPERIMENTS["unbounded"].points(plan())[0]
+    assert drifted(Finding(point, heard, {}, {}), frames) == pytest.approx(0.5)

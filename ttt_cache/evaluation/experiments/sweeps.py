@@ -141,9 +141,9 @@ class Layers(Listed):
 
 
 def trained(
-    name: str, settings: dict[str, Any], x: float | None = None, recipe: Recipe = SWEEP
+    name: str, settings: dict[str, Any], x: float | None = None, recipe: Recipe | None = None
 ) -> Point:
-    """A memory of these settings, trained by the recipe."""
+    """A memory of these settings, trained by the recipe, `SWEEP` by default."""
     CacheConfig.from_fields(settings)  # a point that cannot be is refused before the first trains
     arm = Arm("hierarchical", "the window and the trained memory", settings, trained=True)
-    return Point(name, arm, (), x, recipe=recipe)
+    return Point(name, arm, (), x, recipe=recipe or SWEEP)
