@@ -4,7 +4,7 @@
 
 What the package ships in `ttt_cache/data/testbed` is the folder that this writes.
 
-Sequences grow to the model's context, 1,024 frames, five levels of the stream mixed
+Sequences grow to the model's context, 1,024 frames, six levels of the stream mixed
 (`ttt_cache/testbed/stream.py`). The loss is Moshi's: text, and audio through the depformer. Then
 the model is frozen, and the adapters learn by the recipes in `ttt_cache/evaluation/recipe.py`.
 """
@@ -38,7 +38,7 @@ from ttt_cache.testbed.stream import LEARNED, LEVELS, NONE, Batch, draw
 from ttt_cache.testbed.vocabulary import PADDING
 from ttt_cache.training.schedule import optimizer_for
 
-STAGES = ((64, 64, 400), (128, 32, 300), (256, 16, 300), (512, 8, 600), (1024, 4, 500))
+STAGES = ((64, 64, 400), (128, 32, 300), (256, 16, 300), (512, 8, 600), (1024, 4, 600))
 LR, WEIGHT_DECAY, PCT_START, MAX_NORM = 1.5e-3, 0.01, 0.1, 1.0
 PADDING_WEIGHT, AUDIO_WEIGHT = 0.05, 0.25
 LOGGED = 25  # steps

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ttt_cache.evaluation.recipe import Course
 from ttt_cache.files import write_whole
 from ttt_cache.training.schedule import optimizer_for
 
@@ -32,22 +33,8 @@ LOGGED = 50  # steps
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """How something is trained: AdamW over one cycle of the learning rate.
-
-    Args:
-        stages: length of the sequences, sequences in a batch, steps; one after the other.
-    """
-
-    stages: tuple[tuple[int, int, int], ...]
-    lr: float
-    weight_decay: float = 0.0
-    pct_start: float = 0.05
-    max_norm: float = 1.0
-
-    @property
-    def steps(self) -> int:
-        return sum(steps for _, _, steps in self.stages)
+class Lessons(Course):
+    """A course of training on sequences of a task."""
 
     def batches(self, task: Task, seed: str) -> Iterator[Batch]:
         rng = random.Random(seed)

@@ -125,7 +125,7 @@ def test_settings_without_weights_are_refused(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_the_base_is_told_by_its_weights_alone(tmp_path):
+def test_a_patched_base_is_the_same_base(tmp_path):
     lm = tiny()
     with ttt_cache.patch(lm, **SETTINGS):
         patched = base_hash(tiny())

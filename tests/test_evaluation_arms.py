@@ -88,8 +88,8 @@ def test_the_window_is_between_its_shortest_and_its_longest(tmp_path):
     assert not torch.allclose(window, least) and not torch.allclose(window, most)
 
 
-@pytest.mark.parametrize("name", ["window", "longest", "random", "reset"])
-def test_what_remembers_nothing_does_not_see_the_past(name, tmp_path):
+def after_two_pasts(name, tmp_path):
+    """An arm's outputs from frame 70 on, of codes that differ in their first 50 frames alone."""
     lm = tiny(num_layers=1)
     arm = controls(CONTEXT, 1, SETTINGS, FRAMES)[name]
     codes = random_codes(lm, FRAMES)
@@ -97,19 +97,17 @@ def test_what_remembers_nothing_does_not_see_the_past(name, tmp_path):
     other[:, :, :50] = random_codes(lm, 50, seed=9)
     adapter = trained(lm, arm, tmp_path) if arm.trained else None
     with arm.on(lm, adapter):
-        assert_near(temporal(lm, codes)[:, 70:], temporal(lm, other)[:, 70:])
+        return temporal(lm, codes)[:, 70:], temporal(lm, other)[:, 70:]
+
+
+@pytest.mark.parametrize("name", ["window", "longest", "random", "reset"])
+def test_what_remembers_nothing_does_not_see_the_past(name, tmp_path):
+    assert_near(*after_two_pasts(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["full", "sinks", "mean", "cluster", "hierarchical"])
 def test_what_remembers_does(name, tmp_path):
-    lm = tiny(num_layers=1)
-    arm = controls(CONTEXT, 1, SETTINGS, FRAMES)[name]
-    codes = random_codes(lm, FRAMES)
-    other = codes.clone()
-    other[:, :, :50] = random_codes(lm, 50, seed=9)
-    adapter = trained(lm, arm, tmp_path) if arm.trained else None
-    with arm.on(lm, adapter):
-        assert not torch.allclose(temporal(lm, codes)[:, 70:], temporal(lm, other)[:, 70:])
+    assert not torch.allclose(*after_two_pasts(name, tmp_path))
 
 
 def test_what_untrained_means():

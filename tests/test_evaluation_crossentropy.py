@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ttt_cache.evaluation.crossentropy import CrossEntropy, compared, excess, jump, slope
+from ttt_cache.evaluation.crossentropy import CrossEntropy, compared, excess, has_jump, jump, slope
 from ttt_cache.evaluation.forced import Scores
 
 FILES, FRAMES = 3, 700
@@ -71,9 +71,19 @@ def test_a_span_far_out_is_the_bins_that_it_is_in():
     # One bin that is wholly inside, and the one that the span begins in.
     near(full.mean(begin, end + 2048, "text"), nats[:, end - 2048 :].double().mean())
     assert math.isfinite(slope(full, begin, "text").value)
-    # A window's two sides are kept apart instead.
-    with pytest.raises(ValueError, match="no bin of positions is within frames 97152 to 97280"):
-        jump(arm, full, begin, "text")
+    # A window's two sides are kept apart instead, and hold at least a bin each.
+    louder = nats.clone()
+    louder[:, 98_304:] *= 1.5
+    near(jump(heard(louder, (frames,)), full, begin, "text"), 0.5)
+
+
+@pytest.mark.parametrize("window", (0, 257, 259, 260))
+def test_no_jump_where_no_bin_is_on_both_sides(window):
+    arm = heard(torch.ones(2, 260), (260,))
+    assert not has_jump(260, window) and has_jump(260, 256)
+    assert "jump" not in arm.result(window)["text"] | compared(arm, arm, window)["text"]
+    with pytest.raises(ValueError, match=rf"within 260 frames.*got {window}$"):
+        jump(arm, arm, window)
 
 
 def test_the_result_is_a_table_by_position():
@@ -118,7 +128,7 @@ def test_a_jump_is_what_the_window_adds():
     arm = nats.clone()
     arm[:, 256:384] *= 2
     near(jump(heard(arm), full, 256, "text"), 1)
-    with pytest.raises(ValueError, match="window must be from 1 to 699"):
+    with pytest.raises(ValueError, match="window must end within 700 frames"):
         jump(full, full, FRAMES)
 
 

@@ -50,6 +50,15 @@ def test_conversations_have_every_length_and_begin_afresh():
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(again, parts, strict=False))
 
 
+def test_conversations_are_no_longer_than_what_was_recorded(monkeypatch):
+    """Of at most 75 frames: 9 parts of 8."""
+    source = TestbedSource("few")
+    monkeypatch.setattr(source, "longest", 75)
+    begins = [p.fresh for p in islice(conversations(source, 8, 256, "seed"), 300)]
+    starts = [number for number, fresh in enumerate(begins) if fresh]
+    assert 6 < max(after - before for before, after in pairwise(starts)) <= 9
+
+
 def test_its_losses_are_those_of_the_whole_conversation(monkeypatch):
     """By Moshi's own loss: two parts of 16 frames are one sequence of 32, memory and all."""
     lm, codes = tiny(), random_codes(tiny(), 32)

@@ -131,4 +131,5 @@ def test_too_much_is_refused(recorded):
         source.pieces(3, 50, seed=0)
     with pytest.raises(ValueError, match="fewer than 76 frames"):
         source.batches(1, 76, 1, seed=0)
+    assert source.longest == 75
     assert joined(source.pieces(1, 121, seed=0))[0].shape[2] == 121

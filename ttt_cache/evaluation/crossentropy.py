@@ -14,7 +14,9 @@ from .intervals import Interval, bootstrap
 from .tally import Tally, fine, fine_edges, ratio
 
 MEASURES = "text", "first", "rest", "total"  # as in `Scores`
-SPAN = 128  # frames on each side of a window, at most, that are "just beyond" and "just before" it
+# Frames on each side of a window, at most, that are "just beyond" and "just before" it; of a very
+# wide one the share that holds two bins.
+SPAN, SPAN_SHARE = 128, 1 / 8
 
 
 class CrossEntropy:
@@ -91,12 +93,10 @@ class CrossEntropy:
                 "by_position": by_position.rows(),
             }
             if window is not None and 0 < window < self.frames:
-                found[measure] |= {
-                    "jump": bootstrap(
-                        lambda w, t=tally: self._jump(t, window, w), self.files
-                    ).row(),
-                    "slope": slope(self, window, measure).row(),
-                }
+                found[measure]["slope"] = slope(self, window, measure).row()
+            if window is not None and has_jump(self.frames, window):
+                own = bootstrap(lambda w, t=tally: self._jump(t, window, w), self.files)
+                found[measure]["jump"] = own.row()
         return found
 
     def _jump(self, tally: Tally, window: int, weights: Tensor) -> Tensor:
@@ -130,7 +130,8 @@ def jump(arm: CrossEntropy, full: CrossEntropy, window: int, measure: str = "tot
 
     The relative excess over the full-context arm in the frames just beyond the window's end, less
     that in the frames just before it; paired over files, so that what the conversations are about
-    does not count. Just beyond and before are as many frames as the window has, at most 128.
+    does not count. Just beyond and before are as many frames as the window has, at most 128 or an
+    eighth of them.
 
     Args:
         window: frames that the arm sees exactly; the first frame whose prediction may lack one is
@@ -140,7 +141,12 @@ def jump(arm: CrossEntropy, full: CrossEntropy, window: int, measure: str = "tot
         ValueError: the arms are of other conversations, these end within the window, or no bin is
             wholly on one of its sides: bins are not widened here, as they would mix both.
     """
-    before, after = _sides(_common(arm, full), window)
+    frames = _common(arm, full)
+    if not has_jump(frames, window):
+        raise ValueError(
+            f"window must end within {frames} frames, a bin before and behind it; got {window}"
+        )
+    before, after = _sides(frames, window)
     return bootstrap(
         lambda w: _excess(arm, full, measure, after, w) - _excess(arm, full, measure, before, w),
         arm.files,
@@ -189,9 +195,14 @@ def compared(arm: CrossEntropy, full: CrossEntropy, window: int) -> dict[str, An
             "excess": excess(arm, full, measure=measure).row(),
             "by_position": bootstrap(by_position, arm.files).rows(),
         }
-        if 0 < window < frames:
+        if has_jump(frames, window):
             found[measure]["jump"] = jump(arm, full, window, measure).row()
     return found
+
+
+def has_jump(frames: int, window: int) -> bool:
+    """Whether conversations of so many frames tell what happens at the end of a window."""
+    return 0 < window < frames and all(side.start < side.stop for side in _sides(frames, window))
 
 
 def _common(arm: CrossEntropy, other: CrossEntropy) -> int:
@@ -227,24 +238,17 @@ def _over(frames: int, begin: int, end: int | None) -> slice:
     return slice(int((edges[1:] <= begin).sum()), int((edges[:-1] < stop).sum()))
 
 
+def _sides(frames: int, window: int) -> tuple[slice, slice]:
+    """The bins just before and just beyond the end of a window, none where it is not straddled."""
+    span = min(window, max(SPAN, round(SPAN_SHARE * window)))
+    return _inside(frames, window - span, window), _inside(frames, window, window + span)
+
+
 def _inside(frames: int, begin: int, end: int) -> slice:
     """The bins that are wholly within frames from `begin` to before `end`; the last may be cut."""
     edges = _edges(frames)
-    first = int((edges[:-1] < begin).sum())
     last = len(edges) - 1 if end >= frames else int((edges[1:] <= end).sum())
-    if first >= last:
-        raise ValueError(f"no bin of positions is within frames {begin} to {end} of {frames}")
-    return slice(first, last)
-
-
-def _sides(frames: int, window: int) -> tuple[slice, slice]:
-    """The bins just before and just beyond the end of a window."""
-    span = min(window, SPAN)
-    if not 0 < window < frames:
-        raise ValueError(
-            f"window must be from 1 to {frames - 1}, the conversations' end; got {window}"
-        )
-    return _inside(frames, window - span, window), _inside(frames, window, window + span)
+    return slice(int((edges[:-1] < begin).sum()), last)
 
 
 def _groups(frames: int) -> list[tuple[int, int]]:

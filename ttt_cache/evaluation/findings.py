@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .crossentropy import MEASURES, CrossEntropy, compared, excess, jump, slope
-from .intervals import Interval
+from .crossentropy import MEASURES, CrossEntropy, compared, excess, has_jump, jump, slope
 from .measures import Span
 from .pairs import Pairs
 from .protocol import Found, Point
@@ -45,7 +44,7 @@ class Finding:
     def share(self, span: Span, name: str = "facts", which: int = FAR) -> Row:
         """The share of right answers in a span."""
         recall = self.recalls.get(span.name)
-        return NOTHING if recall is None else _row(recall.share(name, which))
+        return NOTHING if recall is None else recall.share(name, which).row()
 
     def excess(self, other: Finding, span: Span, measure: str = "total") -> Row:
         """How much more nats than another point, relative to it, paired over files."""
@@ -61,10 +60,12 @@ class Finding:
             return 0
         return int(recall.tallies[name].counts[:, which].sum())
 
-    def jump(self, other: Finding | None, window: int, measure: str) -> Row:
+    def jump(self, other: Finding | None, window: int, measure: str = "total") -> Row:
         """By how much its excess over another point grows where frames leave the window."""
         mine, theirs = self.crossentropy, other.crossentropy if other else None
-        if mine is None or theirs is None or not 0 < window < min(mine.frames, theirs.frames):
+        if mine is None or theirs is None:
+            return NOTHING
+        if not has_jump(min(mine.frames, theirs.frames), window):
             return NOTHING
         return jump(mine, theirs, window, measure).row()
 
@@ -131,7 +132,3 @@ def _finding(point: Point, results: Mapping[str, Any]) -> Finding:
 def _shown(measure: str, held: Any) -> Any:
     """A result with its figures, where what is kept are the counts that they are made of."""
     return Pairs.from_json(held).result() if measure == "pairs" else held
-
-
-def _row(interval: Interval) -> Row:
-    return interval.row()

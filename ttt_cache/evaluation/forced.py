@@ -76,11 +76,7 @@ class Forcing:
     """
 
     def __init__(self, lm: LMModel, rows: int) -> None:
-        if lm.dep_q < 2:
-            raise ValueError(
-                f"the model's dep_q must be at least 2 to be scored, got {lm.dep_q}: Moshi's "
-                "training form of the depformer refuses fewer codebooks"
-            )
+        require_two_codebooks(lm)
         self.lm, self.facts, self.rows = lm, LMFacts.of(lm), rows
         self.carry, self._frames = Carry(require_patch(lm)), 0
         self._whole = self.carry.caches
@@ -134,6 +130,15 @@ class Forcing:
         fork._delays = copy.copy(self._delays)  # takes replace what it holds
         fork.carry = copy.copy(self.carry)  # a segment replaces states and changes none
         return fork
+
+
+def require_two_codebooks(lm: LMModel) -> None:
+    """Raise `ValueError` if a model's codebooks cannot be scored."""
+    if lm.dep_q < 2:
+        raise ValueError(
+            f"the model says dep_q={lm.dep_q} codebooks: dep_q must be at least 2 to be scored, "
+            f"got {lm.dep_q}, since Moshi's training form of the depformer refuses fewer"
+        )
 
 
 def forced(lm: LMModel, pieces: Iterable[Piece], rows: int) -> Iterator[tuple[Scores, Piece]]:

@@ -17,16 +17,16 @@ from .generation import generate, milliseconds
 from .habits import Habits, divergence, drift
 
 if TYPE_CHECKING:
-    from .source import Source
+    from .source import Conversations
 
-__all__ = ["collapse", "divergence", "drift", "freerun"]
+__all__ = ["collapse", "divergence", "drift", "freerun", "require_user"]
 
 WINDOW = 1000  # frames: 80 seconds
 
 
 def freerun(
     lm: LMModel,
-    source: Source,
+    source: Conversations,
     frames: int,
     seed: int = 0,
     *,
@@ -66,8 +66,7 @@ def freerun(
     whole_number("frames", frames, 1)
     whole_number("rows", rows, 1)
     whole_number("window", window, 1)
-    if lm.n_q == lm.dep_q:
-        raise ValueError(f"lm must hear a user, got one with n_q = dep_q = {lm.n_q}")
+    require_user(lm)
     said, recorded = (Habits(lm, rows, frames, window) for _ in range(2))
     steps = frames + max(lm.delays)  # a frame is whole when its last codebook is
 
@@ -96,3 +95,12 @@ def freerun(
         "state_bytes": {"start": held[0], "most": max(held), "end": held[-1]},
         "step_ms": milliseconds(np.concatenate(seconds)),
     }
+
+
+def require_user(lm: LMModel) -> None:
+    """Raise `ValueError` if a model hears nobody, so that it cannot speak beside a user."""
+    if lm.n_q == lm.dep_q:
+        raise ValueError(
+            f"the model has one voice, n_q = dep_q = {lm.n_q}: to speak for itself it must hear a "
+            "user, as Moshi does"
+        )

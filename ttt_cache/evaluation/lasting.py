@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -59,9 +58,11 @@ def lasting(
 
 def conversations(source: Source, frames: int, longest: int, seed: str) -> Iterator[Part]:
     """One conversation after another, `frames` frames at a time: of 1 to `longest` parts, as many
-    of them between 1 and 2 parts as between 2 and 4."""
+    of them between 1 and 2 parts as between 2 and 4. None is longer than the source has them."""
+    if source.longest is not None:
+        longest = max(1, min(longest, source.longest // frames))
     rng = random.Random(seed)
-    for _ in count():
+    while True:
         parts = int(2 ** rng.uniform(0, math.log2(longest)))
         (codes,) = source.batches(1, parts * frames, 1, rng.getrandbits(48))
         for number, part in enumerate(codes.split(frames, dim=2)):

@@ -17,7 +17,7 @@ from .freerun import freerun
 from .mass import attention_mass
 from .pairs import pairs
 from .recall import Recall
-from .source import Source
+from .source import Conversations
 
 
 class Run(NamedTuple):
@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
     lm: LMModel
     handle: Patch
-    source: Source
+    source: Conversations
     seed: int
 
 

@@ -18,14 +18,10 @@ from ttt_cache.testbed.stream import LEVELS
 from ttt_cache.training.data import LMFacts
 
 from .checkpoint import key_of
+from .forced import require_two_codebooks
+from .freerun import require_user
 from .source import RecordedSource, Source, TestbedSource
-from .subject import (
-    TESTBED_SETTINGS,
-    Subject,
-    adapter_config,
-    require_two_codebooks,
-    require_user,
-)
+from .subject import TESTBED_SETTINGS, Subject, adapter_config
 
 REPO = "kyutai/moshiko-pytorch-bf16"  # Moshi 7B
 LESSONS = ("few", "many", "rewritten", "distant")  # levels that adapters of the testbed learn on

@@ -24,7 +24,7 @@ from ttt_cache.checks import whole_number
 from .continuations import RecordedTeller, Teller, TestbedTeller
 from .forced import Forcing
 from .intervals import bootstrap
-from .source import SEGMENT, Piece, Source
+from .source import SEGMENT, Conversations, Piece
 from .tally import Tally, ratio
 
 
@@ -86,7 +86,7 @@ class Pairs:
 
 def pairs(
     lm: LMModel,
-    source: Source,
+    source: Conversations,
     lengths: Sequence[int],
     *,
     rows: int = 8,

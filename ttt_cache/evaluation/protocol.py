@@ -21,7 +21,7 @@ from .arms import Arm, described
 from .checkpoint import Results, key_of, lock
 from .measures import Cost, Measure, Run, Speak
 from .recipe import DEFAULT, Recipe
-from .source import Piece, Source
+from .source import Conversations, Piece, Source
 from .subject import Subject, frames_seen
 
 FORMAT = 1  # changes when the same measure no longer gives the same result
@@ -167,16 +167,11 @@ class Bench:
 
 
 class _Counted:
-    """A source that says how far it has been read."""
+    """Conversations that say how far they have been read."""
 
-    def __init__(self, source: Source, bar: Progress, task: Any, what: str) -> None:
-        self.name, self._source, self._bar, self._task, self._what = (
-            source.name,
-            source,
-            bar,
-            task,
-            what,
-        )
+    def __init__(self, source: Conversations, bar: Progress, task: Any, what: str) -> None:
+        self.name, self._source, self._what = source.name, source, what
+        self._bar, self._task = bar, task
 
     def pieces(self, rows: int, frames: int, seed: int) -> Iterator[Piece]:
         read = 0
@@ -184,9 +179,6 @@ class _Counted:
             yield piece
             read += piece.codes.shape[2]
             self._bar.update(self._task, what=f"{self._what}, frame {read:,} of {frames:,}")
-
-    def batches(self, rows: int, frames: int, steps: int, seed: int) -> Iterator[Any]:
-        return self._source.batches(rows, frames, steps, seed)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

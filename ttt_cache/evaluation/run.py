@@ -24,7 +24,7 @@ from .adapters import base_hash
 from .experiments import Experiment, Plan
 from .findings import Finding, read
 from .lines import Line, table_of
-from .protocol import Bench, Point, as_json
+from .protocol import Bench, Point, as_json, machine
 from .recipe import DEFAULT, HYBRID, SWEEP
 
 WIDTH = 170  # of tables where the terminal does not say
@@ -98,8 +98,7 @@ def _draw(experiment: Experiment, plan: Plan, findings: dict[str, Finding], path
 
 def _circumstances(experiment: Experiment, plan: Plan) -> dict[str, Any]:
     subject = plan.subject
-    device = subject.lm.device
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    where = machine(subject.lm.device)
     return {
         "experiment": experiment.name,
         "about": experiment.about,
@@ -111,8 +110,8 @@ def _circumstances(experiment: Experiment, plan: Plan) -> dict[str, Any]:
             "moshi": version("moshi"),
             "python": platform.python_version(),
         },
-        "device": f"{device} ({kind})",
-        "threads": torch.get_num_threads(),
+        "device": f"{subject.lm.device} ({where['kind']})",
+        "threads": where["threads"],
         "model": {"name": subject.name, "base": base_hash(subject.lm), "context": subject.context},
         "source": subject.source.name,
         "seed": subject.seed,

@@ -36,8 +36,8 @@ class Piece(NamedTuple):
     marks: dict[str, Tensor]
 
 
-class Source(Protocol):
-    """Conversations of any length, made or read while they are needed."""
+class Conversations(Protocol):
+    """What is measured on: of any length, made or read while it is needed."""
 
     @property
     def name(self) -> str:
@@ -49,6 +49,15 @@ class Source(Protocol):
 
         The same seed gives the same conversations.
         """
+        ...
+
+
+class Source(Conversations, Protocol):
+    """Conversations to measure and to train on."""
+
+    @property
+    def longest(self) -> int | None:
+        """Frames of the longest row that `batches` has; `None`: of any length."""
         ...
 
     def batches(self, rows: int, frames: int, steps: int, seed: int) -> Iterator[Tensor]:
@@ -68,6 +77,7 @@ class TestbedSource:
     """
 
     __test__ = False  # its name begins like a test's
+    longest = None
 
     def __init__(self, *levels: str | Level) -> None:
         if not levels:
@@ -138,6 +148,11 @@ class RecordedSource:
         cache = prepare(manifest, folder, mimi, tokenizer, facts)
         digests = " ".join(digest[:8] for digest in cache.fingerprint.values())
         return cls(cache, f"{Path(manifest).name} {digests}")
+
+    @property
+    def longest(self) -> int:
+        """As `Source.longest`: all that are trained on, joined."""
+        return sum(self.cache.frames[1::2])
 
     def pieces(self, rows: int, frames: int, seed: int) -> Iterator[Piece]:
         """As `Source.pieces`, without marks.

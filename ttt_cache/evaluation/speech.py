@@ -24,7 +24,7 @@ from .pieces import peeked, regrouped
 from .words import wer, words
 
 if TYPE_CHECKING:
-    from .source import Piece, Source
+    from .source import Conversations, Piece
 
 SEGMENT = 750  # frames that are listened to together: a minute
 EXCERPT = 125  # frames that are warped onto each other: 10 seconds
@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
 def speech(
     lm: LMModel,
     mimi: MimiModel,
-    source: Source,
+    source: Conversations,
     frames: int,
     seed: int = 0,
     *,

@@ -86,24 +86,6 @@ class Subject:
         return None
 
 
-def require_two_codebooks(lm: LMModel) -> None:
-    """Raise `ValueError` if a model's codebooks cannot be scored, as `Forcing` does."""
-    if lm.dep_q < 2:
-        raise ValueError(
-            f"the model says dep_q={lm.dep_q} codebooks, and at least 2 are needed: Moshi's "
-            "training form of the depformer, by which they are scored, refuses fewer"
-        )
-
-
-def require_user(lm: LMModel) -> None:
-    """Raise `ValueError` if a model hears nobody, so that it cannot speak beside a user."""
-    if lm.n_q == lm.dep_q:
-        raise ValueError(
-            f"the model has one voice (n_q={lm.n_q} codebooks, all of them its own), and unbounded "
-            "needs one that hears a user, as Moshi does"
-        )
-
-
 def frames_seen(settings: Mapping[str, Any]) -> int:
     """Frames that a layer with a memory sees exactly when a chunk is about to leave its window, and
     one more: all layers, the most. 0 where that is the layer's whole context."""

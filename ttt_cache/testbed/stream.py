@@ -55,9 +55,10 @@ LEVELS = {
     "rewritten": Level(),
     "distant": Level(fact=0.14, ask=0.20, chat=0.30, silence=0.21, speech=0.11, pause=0.04),
     "dialect": Level(dialect=1),
+    "paused": Level(fact=0.3, pause=0.015, pauses=(400, 850)),  # facts as old as the context
     "held": Level(pauses=(900, 1400)),  # what was said before a pause has left Moshi's own ring
 }
-LEARNED = "few", "many", "rewritten", "distant", "dialect"  # levels that the model was trained on
+LEARNED = "few", "many", "rewritten", "distant", "dialect", "paused"  # what the model was taught
 
 
 class Frame(NamedTuple):

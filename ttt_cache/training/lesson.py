@@ -65,9 +65,8 @@ def lesson(
         with torch.enable_grad():
             error = relative_error(PatchedAttention.forward(attention, x, x, x), answer, counts)
         if trained:
-            with full_precision(
-                error
-            ):  # gradients as they are, also where a caller runs in autocast
+            # Gradients as they are, also where a caller runs in autocast.
+            with full_precision(error):
                 error.backward(inputs=trained)
         errors[layer] = error.detach()
         if layer == last:

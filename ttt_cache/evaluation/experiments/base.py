@@ -56,9 +56,19 @@ class Plan:
         return tuple(spans) or (Span("all", 0, self.frames),)
 
     @property
+    def ends(self) -> tuple[Span, ...]:
+        """The first of these spans and the last."""
+        return tuple(dict.fromkeys((self.spans[0], self.spans[-1])))
+
+    @property
     def window(self) -> int:
         """The most frames that a layer with a memory sees exactly, before a chunk leaves it."""
         return self.subject.far - 1
+
+    @property
+    def straddles(self) -> bool:
+        """Whether conversations go beyond the window, if there is one."""
+        return 0 < self.window < self.frames
 
     def listen(self) -> Listen:
         chunk = CacheConfig.from_fields(self.subject.settings).chunk
@@ -102,15 +112,14 @@ class Experiment:
         raise NotImplementedError
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
-        ends = tuple(dict.fromkeys((plan.spans[0], plan.spans[-1])))
         tables = []
         if any(finding.recalls for finding in findings.values()):
             tables.append(recall_table(findings, plan.spans))
             for by, what in (("load", "facts known"), ("rewritten", "times overwritten")):
-                tables += [recall_by_table(findings, span, by, what) for span in ends]
+                tables += [recall_by_table(findings, span, by, what) for span in plan.ends]
         tables.append(nats_table(findings, plan.spans, self.beside))
-        tables += [parts_table(findings, span) for span in ends]
-        if 0 < plan.window < plan.frames:
+        tables += [parts_table(findings, span) for span in plan.ends]
+        if plan.straddles:
             tables.append(jump_table(findings, plan.window, self.beside))
             tables.append(slope_table(findings, plan.window))
         for measure, table in (("mass", mass_table), ("cost", cost_table)):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ttt_cache.config import CacheConfig
 
 from .. import pictures
-from ..crossentropy import excess, jump
+from ..crossentropy import excess
 from ..findings import Finding
 from ..lines import Line
 from ..measures import Cost, Mass, Measure, Span
@@ -65,7 +65,7 @@ def _of_recall(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
     window = findings["window"].share(first)
     lines = [Line(f"recall far, {first.name}, window alone", window[0], below=0.3)]
     targets: dict[str, dict[str, float]] = {first.name: {"at_least": 0.98}, "at 8x": {"above": 1.0}}
-    for span in dict.fromkeys((first, last)):
+    for span in plan.ends:
         value, low, high = relative(mine.recalls[span.name], full.recalls[span.name]).row()
         stock = findings["stock"].share(span)[0]
         about = f"{_between(low, high)} stock's ring: {_shown(stock)}"
@@ -101,7 +101,7 @@ def _of_crossentropy(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
         value, low, high = excess(mine, full, plan.window, context).row()
         name = "cross-entropy over full context's, from the window's end to 1x"
         lines.append(Line(name, value, at_most=0.01, about=_between(low, high)))
-    value, low, high = jump(mine, full, plan.window).row()
+    value, low, high = findings["hierarchical"].jump(findings["full"], plan.window)
     lines.append(Line("jump of it at the window", value, at_most=0.01, about=_between(low, high)))
     if plan.frames > 4 * context:
         value, low, high = excess(mine, heard["extended"], 4 * context, None).row()

@@ -13,7 +13,6 @@ from ..findings import Finding
 from ..protocol import Point
 from ..recipe import SWEEP
 from ..source import Source
-from ..tables import nats_table, recall_table
 from .base import Experiment, Plan
 from .sweeps import trained
 
@@ -44,7 +43,7 @@ class Generalisation(Experiment):
                 for finding in findings.values()
                 if finding.point.source is heard
             }
-            for table in (recall_table(some, plan.spans), nats_table(some, plan.spans)):
+            for table in super().tables(plan, some):
                 table.title = f"{heard.name}. {table.title}"
                 tables.append(table)
         return tables

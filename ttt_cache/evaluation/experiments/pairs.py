@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from ttt_cache.checks import whole_number
 
 from .. import pictures
-from ..findings import Finding
+from ..findings import Finding, Row
 from ..measures import Paired
 from ..pairs import Pairs as Counted
 from ..protocol import Point
 from ..source import SEGMENT
 from ..subject import Subject
-from ..tables import share
+from ..tables import interval, share
 from .base import Experiment, Plan
 
 LENGTHS = (8000, 16000, 32000)  # frames
+Kinds = dict[str, list[dict[str, Any]]]  # of an arm: by kind, a result for each length
 ARMS = ("full", "stock", "extended", "window", "hierarchical")
 
 
@@ -38,19 +42,12 @@ class Pairs(Experiment):
         return [Point(name, arms[name], (measure,)) for name in ARMS]
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
-        table = Table(title="Share of pairs with the right one more likely [95% interval]")
-        for title in ("", "wrong one", "pairs"):
-            table.add_column(title)
         found = {name: _by_kind(finding) for name, finding in findings.items()}
-        first = next(iter(found.values()))
-        for length in _lengths(first):
-            table.add_column(f"{length:,} frames", justify="right")
-        for name, kinds in found.items():
-            for kind, entries in kinds.items():
-                counts = "/".join(str(entry["pairs"]) for entry in entries)
-                table.add_row(name, kind, counts, *(share(entry["share"]) for entry in entries))
-            table.add_section()
-        return [table]
+        better = "Share of pairs with the right one more likely"
+        return [
+            _table(better, found, "share", share),
+            _table("Nats by which the right one is more likely", found, "margin", interval),
+        ]
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
         found = {name: _by_kind(finding) for name, finding in findings.items()}
@@ -67,12 +64,24 @@ class Pairs(Experiment):
         every[0].legend(fontsize=8)
 
 
-def _by_kind(finding: Finding) -> dict[str, list[dict]]:
-    found: dict[str, list[dict]] = {}
+def _table(
+    title: str, found: Mapping[str, Kinds], figure: str, shown: Callable[[Row], str]
+) -> Table:
+    table = Table(title=f"{title} [95% interval]")
+    for name in ("", "wrong one", "pairs"):
+        table.add_column(name)
+    for entry in next(iter(next(iter(found.values())).values())):
+        table.add_column(f"{entry['length']:,} frames", justify="right")
+    for name, kinds in found.items():
+        for kind, entries in kinds.items():
+            counts = "/".join(str(entry["pairs"]) for entry in entries)
+            table.add_row(name, kind, counts, *(shown(entry[figure]) for entry in entries))
+        table.add_section()
+    return table
+
+
+def _by_kind(finding: Finding) -> Kinds:
+    found: Kinds = {}
     for entry in Counted.from_json(finding.results["pairs"]).result():
         found.setdefault(entry["kind"], []).append(entry)
     return found
-
-
-def _lengths(kinds: dict[str, list[dict]]) -> list[int]:
-    return [entry["length"] for entry in next(iter(kinds.values()))]

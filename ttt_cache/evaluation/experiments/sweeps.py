@@ -49,7 +49,7 @@ class Sweep(Experiment):
         return [*beside, *(replace(point, measures=measures) for point in self.along(plan))]
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
-        spans = list(dict.fromkeys((plan.spans[0], plan.spans[-1])))
+        spans = plan.ends
         recalls = any(finding.recalls for finding in findings.values())
         axes = figure.subplots(1, 2 if recalls else 1, squeeze=False)[0]
         pictures.sweep(axes[-1], findings, spans, lambda f, span: f.nats(span), "nats per frame")

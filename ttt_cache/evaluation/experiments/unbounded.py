@@ -13,12 +13,12 @@ from .. import pictures
 from ..collapse import SHARE as COLLAPSED
 from ..collapse import collapse
 from ..findings import Finding
-from ..freerun import divergence, drift
+from ..freerun import divergence, drift, require_user
 from ..lines import Line
 from ..measures import Span, Speak
 from ..protocol import Point
-from ..subject import Subject, require_user
-from ..tables import nats_table, recall_table
+from ..subject import Subject
+from ..tables import nats_table, parts_table, recall_table, slope_table
 from .base import Experiment, Plan
 
 FRAMES = 100_000
@@ -44,6 +44,9 @@ class Unbounded(Experiment):
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
         tables = [nats_table(findings, plan.spans, self.beside, plan.spans)]
+        tables += [parts_table(findings, span) for span in plan.ends]
+        if plan.straddles:
+            tables.append(slope_table(findings, plan.window))
         if any(finding.recalls for finding in findings.values()):
             tables.insert(0, recall_table(findings, plan.spans))
         spoken = {name: f for name, f in findings.items() if "speak" in f.results}
