@@ -8,7 +8,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 from moshi.modules.transformer import StreamingTransformer
 from rich.console import Console
-from rich.table import Table
+
+from ttt_cache.evaluation.lines import Line, table_of
 
 DIM, HEADS = 4096, 32  # of Moshi 7B
 CONTEXT = 3000  # frames in the ring of stock Moshi
@@ -58,35 +58,6 @@ def transformer(
     ).eval()
 
 
-@dataclass(frozen=True)
-class Line:
-    """One figure of a benchmark; the verdict compares the figure as measured, never rounded."""
-
-    name: str
-    value: float
-    unit: str = ""
-    at_most: float | None = None
-
-    @property
-    def target(self) -> str:
-        return "" if self.at_most is None else f"at most {self.at_most:,.7g}"
-
-    @property
-    def verdict(self) -> str:
-        if self.at_most is None:
-            return ""
-        return "met" if self.value <= self.at_most else "MISSED"  # NaN misses
-
-    @property
-    def figure(self) -> str:
-        """The value with enough digits that a target just missed does not look met."""
-        if isinstance(self.value, int):
-            return f"{self.value:,}"
-        if 0 < abs(self.value) < 1e-3:
-            return f"{self.value:.3g}"
-        return f"{self.value:,.2f}" if abs(self.value) >= 100 else f"{self.value:.4f}"
-
-
 def environment(seed: int, dtype: str) -> dict[str, Any]:
     """Command, date, versions and machine, for the record."""
     script = Path(sys.argv[0]).name
@@ -111,13 +82,8 @@ def publish(
     title: str, out: Path, record: dict[str, Any], settings: Any, lines: list[Line], **details: Any
 ) -> None:
     """Print the figures as a table and write everything to `out`, whole or not at all."""
-    table = Table(title=title)
-    for column in ("figure", "value", "unit", "target", "verdict"):
-        table.add_column(column, justify="right" if column == "value" else "left")
-    for line in lines:
-        table.add_row(line.name, line.figure, line.unit, line.target, line.verdict)
-    Console(width=110).print(table)
-    rows = [{**asdict(line), "verdict": line.verdict} for line in lines]
+    Console(width=110).print(table_of(lines, title))
+    rows = [line.as_json() for line in lines]
     result = {"benchmark": title, **record, "settings": settings, "figures": rows, **details}
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")

@@ -19,7 +19,7 @@ from unittest.mock import patch as replaced
 
 import torch
 import torch.nn.functional as F
-from common import Line, environment, publish, quiet_process
+from common import environment, publish, quiet_process
 from moshi.models.lm import LMModel
 from moshi.models.loaders import _lm_kwargs, get_moshi_lm
 from peak import peak_bytes
@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ttt_cache
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.training.lesson import lesson
 from ttt_cache.training.loss import predict
 from ttt_cache.training.masters import float32_adapter

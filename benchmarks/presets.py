@@ -23,7 +23,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from common import CONTEXT, Line, environment, publish, quiet_process
+from common import CONTEXT, environment, publish, quiet_process
 from core import (
     CHUNK,
     TOLERANCE,
@@ -45,6 +45,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import ttt_cache
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.memory import QueryReader
 from ttt_cache.patched import PatchedState
 from ttt_cache.presets import PRESETS

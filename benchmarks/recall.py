@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Line, environment, publish, quiet_process
+from common import environment, publish, quiet_process
 from recall_model import BASE, SIZES, Clock, Lessons, Marks, Recaller, base_model, train
 from recall_model import marks as marks_of
 from recall_task import Batch, Task
@@ -41,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ttt_cache
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.files import write_whole
 
 TRAINED = 512  # length of the longest sequences in training
@@ -65,21 +66,6 @@ STAGES = {
 }
 SHARES = {"trained": 0.99, "distilled": 0.95}  # of full context's right answers
 BUDGET = 20 * 60  # seconds
-
-
-@dataclass(frozen=True)
-class AtLeast(Line):
-    """A figure that must not be below its target."""
-
-    at_least: float = 0.0
-
-    @property
-    def target(self) -> str:
-        return f"at least {self.at_least:,.7g}"
-
-    @property
-    def verdict(self) -> str:
-        return "met" if self.value >= self.at_least else "MISSED"  # NaN misses
 
 
 @dataclass(frozen=True)
@@ -150,7 +136,7 @@ def figures(arms: dict[str, Report], task: Task, base_seconds: dict[str, float])
     full, floor = arms["full cache"].marks, arms[f"window of {FAR}"].marks
     asked = min(marks.far_asked for arm in arms.values() for marks in arm.marks.values())
     lines = [
-        AtLeast("far answers marked, of each arm and length", asked, at_least=4_000),
+        Line("far answers marked, of each arm and length", asked, at_least=4_000),
         Line("base model: training, processor", base_seconds["processor_s"], "s"),
         Line("a guess", 1 / task.values),
         Line(f"window of {FAR}, far, {TRAINED} tokens", floor[TRAINED].far),
@@ -167,9 +153,9 @@ def figures_of(name: str, arm: Report, full: dict[int, Marks]) -> list[Line]:
     long, share = LENGTHS[-1], SHARES[name]
     more = round((arm.marks[long].far - full[long].far) * full[long].far_asked)
     ratio = arm.marks[TRAINED].far / full[TRAINED].far
-    lines: list[Line] = [AtLeast(f"{name} / full, far, {TRAINED} tokens", ratio, at_least=share)]
+    lines = [Line(f"{name} / full, far, {TRAINED} tokens", ratio, at_least=share)]
     if name == "trained":
-        lines.append(AtLeast(f"{name}: right answers beyond full's, {long}", more, at_least=1))
+        lines.append(Line(f"{name}: right answers beyond full's, {long}", more, at_least=1))
     wall, processor = (arm.training[f"{clock}_s"] for clock in ("wall", "processor"))
     # Of one thread: what the wall would show if nobody else used the machine.
     lines.append(Line(f"{name}: training, processor", processor, "s", BUDGET))

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Line
 from moshi.modules.streaming import StreamingModule
 from rich.progress import Progress
 from torch import Tensor
 from weights import Watch, last_layer_bound, memories_of
 
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.patch import Patch
 from ttt_cache.patched import PatchedState
 from ttt_cache.targets import attention_of

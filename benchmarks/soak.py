@@ -12,10 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from common import Line, environment, publish, quiet_process, transformer
+from common import environment, publish, quiet_process, transformer
 from session import BLOCK, YOUNG, Conversation, States, age, lines_of, soak
 
 import ttt_cache
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.memory.tokens import LatentTokens
 
 DIM, LAYERS, HEADS = 64, 2, 4

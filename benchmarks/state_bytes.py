@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import DIM, HEADS, Line, environment, publish, quiet_process, transformer
+from common import DIM, HEADS, environment, publish, quiet_process, transformer
 from moshi.models.loaders import get_moshi_lm
 from torch import Tensor
 
 import ttt_cache
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.patched import PatchedState
 from ttt_cache.report import Report
 from ttt_cache.targets import attention_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common import Line, environment, publish, quiet_process
+from common import environment, publish, quiet_process
 from core import (
     CHUNK,
     TOLERANCE,
@@ -21,6 +21,8 @@ from core import (
     require,
     worst,
 )
+
+from ttt_cache.evaluation.lines import Line
 
 RECENT = 100
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import HEADS, Line, environment, publish, quiet_process, transformer
+from common import HEADS, environment, publish, quiet_process, transformer
 from core import CHUNK, CLOCKS, TOLERANCE, Given, Samples, medians, off, require, worst
 from moshi.modules.transformer import StreamingMultiheadAttention
 from peak import peak_bytes
@@ -34,6 +34,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import ttt_cache
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.targets import attention_of
 
 RECENT, WIDTH = 100, 128

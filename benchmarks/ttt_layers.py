@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import CONTEXT, Line, environment, publish, quiet_process
+from common import CONTEXT, environment, publish, quiet_process
 from moshi.models.lm import LMModel
 from session import BLOCK, YOUNG, Conversation, States, age, lines_of, soak
 from torch import Tensor
 
 import ttt_cache
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.memory import QueryReader
 from ttt_cache.report import state_bytes
 from ttt_cache.targets import attention_of

@@ -16,15 +16,16 @@ class Line:
 
     Args:
         value: `None` where there is nothing to measure, which misses every target.
-        at_least, at_most: inclusive.
+        at_most, at_least: inclusive.
         above, below: exclusive.
         about: what else there is to know of it, such as its interval.
     """
 
     name: str
     value: float | None
-    at_least: float | None = None
+    unit: str = ""
     at_most: float | None = None
+    at_least: float | None = None
     above: float | None = None
     below: float | None = None
     about: str = ""
@@ -67,14 +68,16 @@ class Line:
         return {**asdict(self), "verdict": self.verdict}
 
 
-def table_of(lines: Sequence[Line]) -> Table:
-    """The lines as people read them."""
-    table = Table(title="Targets")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for column in ("target", "verdict", "note"):
-        table.add_column(column)
+def table_of(lines: Sequence[Line], title: str = "Targets") -> Table:
+    """The lines as people read them; units and notes only where one has them."""
+    table = Table(title=title)
+    columns = {"figure": "name", "value": "figure", "unit": "unit", "target": "target"}
+    columns |= {"verdict": "verdict", "note": "about"}
+    optional = [n for n in ("unit", "about") if not any(getattr(line, n) for line in lines)]
+    shown = {title: name for title, name in columns.items() if name not in optional}
+    for column in shown:
+        table.add_column(column, justify="right" if column == "value" else "left")
     for line in lines:
         style = "bold red" if line.verdict == "MISSED" else None
-        table.add_row(line.name, line.figure, line.target, line.verdict, line.about, style=style)
+        table.add_row(*(getattr(line, name) for name in shown.values()), style=style)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -64,7 +65,7 @@ def _of_recall(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
         return []
     window = findings["window"].share(first)
     lines = [Line(f"recall far, {first.name}, window alone", window[0], below=0.3)]
-    targets: dict[str, dict[str, float]] = {first.name: {"at_least": 0.98}, "at 8x": {"above": 1.0}}
+    targets: dict[str, dict[str, Any]] = {first.name: {"at_least": 0.98}, "at 8x": {"above": 1.0}}
     for span in plan.ends:
         value, low, high = relative(mine.recalls[span.name], full.recalls[span.name]).row()
         stock = findings["stock"].share(span)[0]
