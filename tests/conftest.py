@@ -1,12 +1,14 @@
-"""Settings of every test run."""
+"""Settings of every test run, and the training run that several files of tests take up."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # Moshi reads it on import
 # Also in the processes that tests start: a result must not depend on the number of threads, and
 # two workers on two cores have no use for more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
@@ -22,3 +24,37 @@ settings.register_profile("search", deadline=None, max_examples=300, suppress_he
 # For planted faults: finding one is enough, the smallest example is not needed.
 settings.register_profile("mutants", settings.get_profile("ci"), phases=[Phase.generate])
 settings.load_profile("ci")
+
+
+@pytest.fixture
+def tiny_mimi(monkeypatch) -> None:
+    """Training runs load a narrow Mimi."""
+    from training_support import use_tiny_mimi
+
+    use_tiny_mimi(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint and recordings, a run's settings beside them."""
+    from training_support import write_run
+
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder) -> Path:
+    """A run of three steps, with a checkpoint of each."""
+    from run_support import trained
+
+    return trained(folder, "done")
+
+
+@pytest.fixture
+def half(done, request) -> Path:
+    """A copy of it that was killed after its second checkpoint."""
+    from run_support import half_of
+
+    return half_of(done, f"half {request.node.name}")

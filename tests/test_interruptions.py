@@ -13,28 +13,12 @@ import torch
 from data_support import write_data_set
 from run_support import given, losses, trained
 from safetensors import SafetensorError
-from training_support import settings_of, use_tiny_mimi, write_run
+from training_support import settings_of
 
 from ttt_cache.training import checkpoint, metrics, recorder, stage
 from ttt_cache.training.engine import Run, train
 
-
-@pytest.fixture(autouse=True)
-def tiny_mimi(monkeypatch):
-    use_tiny_mimi(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("interruptions")
-    write_run(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def done(folder) -> Path:
-    """A run of three steps, with a checkpoint of each."""
-    return trained(folder, "done")
+pytestmark = pytest.mark.usefixtures("tiny_mimi")
 
 
 def failing(step: int, what: type[BaseException] | None, monkeypatch) -> None:

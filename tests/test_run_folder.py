@@ -15,35 +15,13 @@ from models import tiny_lm
 from run_support import contents, given, half_of, losses, refused, trained
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from training_support import FILES, settings_of, use_tiny_mimi, write_checkpoint, write_run
+from training_support import FILES, settings_of, write_checkpoint
 
 from ttt_cache.training import engine
 from ttt_cache.training.engine import train
 from ttt_cache.training.processes import accelerator_for
 
-
-@pytest.fixture(autouse=True)
-def tiny_mimi(monkeypatch):
-    use_tiny_mimi(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("folders")
-    write_run(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def done(folder) -> Path:
-    """A run of three steps, with a checkpoint of each."""
-    return trained(folder, "done")
-
-
-@pytest.fixture
-def half(done, request) -> Path:
-    """A copy of it that was killed after its second checkpoint."""
-    return half_of(done, f"half {request.node.name}")
+pytestmark = pytest.mark.usefixtures("tiny_mimi")
 
 
 @pytest.mark.parametrize(

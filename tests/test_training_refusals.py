@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from models import SMALL
-from run_support import given, half_of, losses, refused, trained
+from run_support import given, losses, refused
 from safetensors.torch import load_file
-from training_support import settings_of, use_tiny_mimi, write_checkpoint, write_run
+from training_support import settings_of, write_checkpoint
 
 from ttt_cache.training import checkpoint
 from ttt_cache.training.engine import train
 
-
-@pytest.fixture(autouse=True)
-def tiny_mimi(monkeypatch):
-    use_tiny_mimi(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("refusals")
-    write_run(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def done(folder) -> Path:
-    """A run of three steps, with a checkpoint of each."""
-    return trained(folder, "done")
-
-
-@pytest.fixture
-def half(done, request) -> Path:
-    """A copy of it that was killed after its second checkpoint."""
-    return half_of(done, f"half {request.node.name}")
+pytestmark = pytest.mark.usefixtures("tiny_mimi")
 
 
 @pytest.mark.parametrize(
