@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import INTERRUPTED, fail, reason, refusals
-from .options import Chunk, Recent, Virtual, given, number
+from .options import Chunk, given, number
 
 if TYPE_CHECKING:
     from ttt_cache.evaluation.experiments import Experiment, Plan
@@ -41,7 +41,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the testbed's conversations: few, many, rewritten, distant, held or dialect.",
+            help="Of the testbed's conversations: few, many, rewritten, distant, paused, held or "
+            "dialect.",
             show_default="rewritten",
         ),
     ] = None,
@@ -53,8 +54,12 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    recent: Recent = None,
-    virtual: Virtual = None,
+    recent: Annotated[
+        int | None, number("Frames that the memory's arms keep exactly.", "32; another Moshi: 100")
+    ] = None,
+    virtual: Annotated[
+        int | None, number("Virtual tokens, at least 1.", "48; another Moshi: 10")
+    ] = None,
     chunk: Chunk = None,
     adapter: Annotated[
         Path | None,

@@ -24,7 +24,8 @@ from .source import RecordedSource, Source, TestbedSource
 from .subject import TESTBED_SETTINGS, Subject, adapter_config
 
 REPO = "kyutai/moshiko-pytorch-bf16"  # Moshi 7B
-LESSONS = ("few", "many", "rewritten", "distant")  # levels that adapters of the testbed learn on
+# Levels that adapters of the testbed learn on.
+LESSONS = "few", "many", "rewritten", "distant", "paused"
 LEVEL = "rewritten"  # that is measured on
 SAID = 300  # characters of a loader's error
 

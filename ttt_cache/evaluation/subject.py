@@ -22,7 +22,7 @@ from .source import Source
 TESTBED_SETTINGS: dict[str, Any] = {
     "recent": 32,
     "chunk": 8,
-    "virtual": 24,
+    "virtual": 48,
     "memory_heads": 4,
     "memory_dim": 32,
     "hidden_dim": 80,
