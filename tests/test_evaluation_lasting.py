@@ -77,6 +77,22 @@ def test_its_losses_are_those_of_the_whole_conversation(monkeypatch):
     assert sum(parts) / 2 == pytest.approx(whole.item(), rel=2e-2)
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(1, [9]), (3, [1, 9, 9])])
+def test_of_several_rows_the_first_begins_anew_in_every_step(monkeypatch, rows, expected):
+    asked, real = [], module.conversations
+
+    def talk(source, frames, longest, seed):
+        asked.append(longest)
+        return real(source, frames, longest, seed)
+
+    monkeypatch.setattr(module, "conversations", talk)
+    steps = replace(recipe(), last=Course(((8, rows, 1),), lr=1e-3), longest=9)
+    lm = tiny()
+    with ttt_cache.patch(lm, **SETTINGS) as handle:
+        next(lasting(lm, handle, FEW, steps, 0))
+    assert asked == expected
+
+
 def test_a_teacher_that_keeps_everything_has_nothing_to_teach_itself():
     lm = tiny()
     steps = replace(recipe(), last=LAST)

@@ -1,8 +1,10 @@
 """The memory learns to last: conversations that go on from step to step, its state carried along.
 
 A memory that was never older than a training sequence may fade afterwards: its weights walk on to
-where nothing taught it to read them. Here it meets states of any age. Its teacher is stock Moshi,
-whose ring is carried along too, so that it is never beyond the length that it was trained on.
+where nothing taught it to read them. Here it meets states of any age. Of several rows the first
+begins anew in every step, so that the memory does not unlearn how conversations begin. Its teacher
+is stock Moshi, whose ring is carried along too, so that it is never beyond the length that it was
+trained on.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ def lasting(
     """The loss of every step of `recipe.last`, a scalar; go backward before you take the next."""
     device = next(lm.parameters()).device
     for stage, (frames, rows, steps) in enumerate(recipe.last.stages):
+        longest = [1] * (rows > 1) + [recipe.longest] * max(1, rows - 1)
         talks = [
-            conversations(source, frames, recipe.longest, f"{seed}, stage {stage}, row {row}")
-            for row in range(rows)
+            conversations(source, frames, most, f"{seed}, stage {stage}, row {row}")
+            for row, most in enumerate(longest)
         ]
         mine, stock = Carry(handle), Carry(handle, full_context(handle))
         delays = Delays(LMFacts.of(lm), rows, device)

@@ -56,7 +56,7 @@ class Recipe:
         distill: each layer learns to answer as full context would (`ttt_cache.distill`).
         tune: the memory learns by the model's own predictions.
         last: the same on conversations that go on from step to step, their state carried along, so
-            that the memory learns to last.
+            that the memory learns to last; the first of several begins anew in every step.
         longest: steps of the longest such conversation.
         moshi: share of Moshi's loss in what is tuned on; the rest is the divergence from what
             stock Moshi, with its whole context, predicts.
@@ -103,7 +103,7 @@ class Recipe:
 DEFAULT = Recipe(
     distill=Course(((320, 2, 1200),), lr=3e-3),
     tune=Course(((512, 2, 1400), (1024, 2, 200)), lr=2e-3),
-    last=Course(((512, 2, 600),), lr=1.5e-3),
+    last=Course(((512, 3, 600),), lr=1.5e-3),
 )
 
 # Of the hybrid layer. It has the whole context, so full context has nothing to teach it: it learns
