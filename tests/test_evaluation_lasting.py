@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import ttt_cache
 from ttt_cache.evaluation import lasting as module
 from ttt_cache.evaluation.delays import Delays
-from ttt_cache.evaluation.lasting import Part, conversations, lasting
+from ttt_cache.evaluation.lasting import Part, conversations, lasting, slow_down
 from ttt_cache.evaluation.recipe import Course
 from ttt_cache.evaluation.source import TestbedSource
 from ttt_cache.evaluation.tune import learn, tuning
@@ -77,8 +77,8 @@ def test_its_losses_are_those_of_the_whole_conversation(monkeypatch):
     assert sum(parts) / 2 == pytest.approx(whole.item(), rel=2e-2)
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(1, [9]), (3, [1, 9, 9])])
-def test_of_several_rows_the_first_begins_anew_in_every_step(monkeypatch, rows, expected):
+@pytest.mark.parametrize(("rows", "expected"), [(1, [9]), (5, [1, 1, 9, 9, 9])])
+def test_half_of_the_rows_begin_anew_in_every_step(monkeypatch, rows, expected):
     asked, real = [], module.conversations
 
     def talk(source, frames, longest, seed):
@@ -91,6 +91,18 @@ def test_of_several_rows_the_first_begins_anew_in_every_step(monkeypatch, rows, 
     with ttt_cache.patch(lm, **SETTINGS) as handle:
         next(lasting(lm, handle, FEW, steps, 0))
     assert asked == expected
+
+
+@pytest.mark.parametrize("share", (False, True))
+def test_layers_before_the_last_are_slowed_down_once(share):
+    lm = tiny()
+    with ttt_cache.patch(lm, share=share, depth=3, **SETTINGS) as handle:
+        before = [cache.memory.fast.step_size.sigmoid() for cache in handle.caches.values()]
+        slow_down(handle, 20)
+        for rate, cache in zip(before, handle.caches.values(), strict=True):
+            torch.testing.assert_close(cache.memory.fast.step_size.sigmoid(), rate / 20)
+    with ttt_cache.patch(lm, memory="ttt-linear", recent=6) as handle:
+        slow_down(handle, 20)  # nothing to slow down
 
 
 def test_a_teacher_that_keeps_everything_has_nothing_to_teach_itself():

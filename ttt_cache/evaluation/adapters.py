@@ -27,7 +27,7 @@ from ttt_cache.training.distill import distill
 
 from .arms import described
 from .checkpoint import key_of, lock
-from .lasting import lasting
+from .lasting import lasting, slow_down
 from .recipe import Course, Recipe
 from .tune import learn, tuning
 
@@ -130,6 +130,7 @@ def _train(
                 losses = tuning(lm, handle, _batches(source, recipe.tune, seed + 1), recipe)
                 history["tune"] = learn(lm, handle, recipe.tune, losses, "tune", progress)
             if recipe.last.steps:
+                slow_down(handle, recipe.slower)
                 losses = lasting(lm, handle, source, recipe, seed + 2)
                 history["last"] = learn(lm, handle, recipe.last, losses, "last", progress)
             save_adapter(lm, folder)

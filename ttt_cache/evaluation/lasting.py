@@ -1,10 +1,10 @@
 """The memory learns to last: conversations that go on from step to step, its state carried along.
 
 A memory that was never older than a training sequence may fade afterwards: its weights walk on to
-where nothing taught it to read them. Here it meets states of any age. Of several rows the first
-begins anew in every step, so that the memory does not unlearn how conversations begin. Its teacher
-is stock Moshi, whose ring is carried along too, so that it is never beyond the length that it was
-trained on.
+where nothing taught it to read them. Here it meets states of any age. Half of the rows begin anew
+in every step, so that the memory does not unlearn how conversations begin. Its teacher is stock
+Moshi, whose ring is carried along too, so that it is never beyond the length that it was trained
+on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
+from ttt_cache.memory import TTT
 from ttt_cache.patch import Patch
 from ttt_cache.training.carry import Carry, full_context
 from ttt_cache.training.data import LMFacts
@@ -36,13 +37,25 @@ class Part(NamedTuple):
     fresh: bool
 
 
+@torch.no_grad()
+def slow_down(handle: Patch, factor: float) -> None:
+    """Divide the inner learning rates of all layers before the last one, of a network that learns.
+
+    They are `sigmoid(step_size)`, see `ttt_cache.memory.network.FastWeights`.
+    """
+    for memory in {cache.memory for cache in handle.caches.values()}:  # layers may share one
+        if isinstance(memory, TTT) and memory.fast.hidden:
+            size = memory.fast.step_size
+            size.copy_(torch.logit(torch.sigmoid(size) / factor))
+
+
 def lasting(
     lm: LMModel, handle: Patch, source: Source, recipe: Recipe, seed: int
 ) -> Iterator[Tensor]:
     """The loss of every step of `recipe.last`, a scalar; go backward before you take the next."""
     device = next(lm.parameters()).device
     for stage, (frames, rows, steps) in enumerate(recipe.last.stages):
-        longest = [1] * (rows > 1) + [recipe.longest] * max(1, rows - 1)
+        longest = [1] * (rows // 2) + [recipe.longest] * (rows - rows // 2)
         talks = [
             conversations(source, frames, most, f"{seed}, stage {stage}, row {row}")
             for row, most in enumerate(longest)

@@ -56,8 +56,10 @@ class Recipe:
         distill: each layer learns to answer as full context would (`ttt_cache.distill`).
         tune: the memory learns by the model's own predictions.
         last: the same on conversations that go on from step to step, their state carried along, so
-            that the memory learns to last; the first of several begins anew in every step.
+            that the memory learns to last; half of them begin anew in every step.
         longest: steps of the longest such conversation.
+        slower: by what the inner learning rate of the layers before the last is divided first, so
+            that they walk no further in a long conversation than they are followed.
         moshi: share of Moshi's loss in what is tuned on; the rest is the divergence from what
             stock Moshi, with its whole context, predicts.
         text_padding: weight of text padding, as moshi-finetune's `text_padding_weight`.
@@ -67,7 +69,8 @@ class Recipe:
     distill: Course
     tune: Course
     last: Course = field(default_factory=lambda: Course((), lr=1.5e-3))
-    longest: int = 256
+    longest: int = 512
+    slower: float = 20.0
     moshi: float = 0.0
     text_padding: float = 0.05
     audio: float = 0.25
@@ -76,6 +79,7 @@ class Recipe:
         for name in ("moshi", "text_padding"):
             real_number(name, getattr(self, name), 0, 1)
         real_number("audio", self.audio, 0)
+        real_number("slower", self.slower, 1)
 
     @property
     def steps(self) -> int:
@@ -103,7 +107,7 @@ class Recipe:
 DEFAULT = Recipe(
     distill=Course(((320, 2, 1200),), lr=3e-3),
     tune=Course(((512, 2, 1400), (1024, 2, 200)), lr=2e-3),
-    last=Course(((512, 3, 600),), lr=1.5e-3),
+    last=Course(((256, 6, 600),), lr=1.5e-3),
 )
 
 # Of the hybrid layer. It has the whole context, so full context has nothing to teach it: it learns
