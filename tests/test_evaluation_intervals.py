@@ -34,6 +34,7 @@ def test_a_single_file_has_no_interval_and_nothing_no_value():
     figures = bootstrap(lambda w: torch.stack([w @ VALUES[:1], w[:, 0] * torch.nan], dim=1), 1)
     assert figures.rows() == [[float(VALUES[0]), None, None], [None, None, None]]
     json.dumps(figures.rows(), allow_nan=False)
+    assert bootstrap(lambda w: w[:, :0], 3).rows() == []  # nothing was asked: no bins
 
 
 def test_bins_hold_every_number_once():

@@ -71,7 +71,7 @@ def adapter_for(
         "format": FORMAT,
         "base": base_hash(lm),
         "settings": described(lm, config),
-        "recipe": asdict(recipe),
+        "recipe": recipe.made(),
         "source": source.name,
         "seed": seed,
     }

@@ -45,7 +45,7 @@ def bootstrap(figures: Callable[[Tensor], Tensor], files: int, seed: int = 0) ->
         for each figure its value with every file once, and the middle 95% of 1,000 draws.
     """
     value = figures(torch.ones(1, files, dtype=torch.float64))[0]
-    if files < 2:
+    if files < 2 or not value.numel():
         return Interval(value, *torch.full((2, *value.shape), torch.nan, dtype=value.dtype))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(files, (DRAWS, files), generator=generator)

@@ -5,7 +5,8 @@ Sequences are given in frames of the testbed; `stretched` makes them fit another
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from ttt_cache.checks import real_number
 from ttt_cache.testbed.model import CONTEXT
@@ -84,6 +85,11 @@ class Recipe:
     @property
     def steps(self) -> int:
         return sum(course.steps for course in self._courses.values())
+
+    def made(self) -> dict[str, Any]:
+        """What tells its adapters from another recipe's: nothing of a stage that has no steps."""
+        unused = () if self.last.steps else ("last", "longest", "slower")
+        return {name: value for name, value in asdict(self).items() if name not in unused}
 
     @property
     def _courses(self) -> dict[str, Course]:
