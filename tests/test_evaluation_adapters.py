@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,23 @@ def test_what_a_killed_training_left_is_removed(tmp_path):
     assert kept.name == expected.name and adapter_hash(kept) == adapter_hash(expected)
     assert {path.name for path in kept.iterdir()} == {path.name for path in expected.iterdir()}
     assert not stale.exists() and other.exists()
+
+
+def test_a_last_stage_that_fails_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    lm, real = tiny(), adapters.lasting
+    before, shares = list(lm.state_dict()), iter((1.0, float("nan")))
+
+    def failing(*args):
+        for loss in real(*args):
+            yield loss * next(shares)
+
+    monkeypatch.setattr(adapters, "lasting", failing)
+    steps = replace(recipe(), last=Course(((512, 2, 3),), lr=1e-3))
+    with pytest.raises(RuntimeError, match="step 2: the loss is nan"):
+        make(lm, tmp_path, steps=steps)
+    assert list(lm.state_dict()) == before
+    with ttt_cache.patch(lm, **SETTINGS):
+        pass
 
 
 def test_settings_without_weights_are_refused(tmp_path):

@@ -6,7 +6,15 @@ import math
 import pytest
 import torch
 
-from ttt_cache.evaluation.crossentropy import CrossEntropy, compared, excess, has_jump, jump, slope
+from ttt_cache.evaluation.crossentropy import (
+    CrossEntropy,
+    compared,
+    drift,
+    excess,
+    has_jump,
+    jump,
+    slope,
+)
 from ttt_cache.evaluation.forced import Scores
 
 FILES, FRAMES = 3, 700
@@ -130,6 +138,18 @@ def test_a_jump_is_what_the_window_adds():
     near(jump(heard(arm), full, 256, "text"), 1)
     with pytest.raises(ValueError, match="window must end within 700 frames"):
         jump(full, full, FRAMES)
+
+
+def test_drift_is_a_change_that_the_other_does_not_share():
+    nats = noise(0)
+    nats[:, 256:384], nats[:, 512:640] = 1, 1.5
+    own = heard(nats)
+    near(drift(own, (256, 384), (512, 640), measure="text"), 0.5)
+    near(drift(own, (256, 384), (512, 640), own, "text"), 0)
+    nats[:, 512:640] = 2
+    near(drift(heard(nats), (256, 384), (512, 640), own, "text"), 1 / 3)
+    with pytest.raises(ValueError, match="frames must be among"):
+        drift(own, (0, 64), (FRAMES, FRAMES + 1))
 
 
 def test_a_slope_is_nats_per_doubling():

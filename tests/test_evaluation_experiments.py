@@ -21,8 +21,6 @@ from ttt_cache.evaluation.experiments import (
     sweeps,
 )
 from ttt_cache.evaluation.experiments import training as training_experiment
-from ttt_cache.evaluation.experiments.unbounded import drifted
-from ttt_cache.evaluation.findings import Finding
 from ttt_cache.evaluation.measures import Cost
 from ttt_cache.evaluation.protocol import Bench
 from ttt_cache.evaluation.run import conduct
@@ -137,19 +135,3 @@ def test_generalisation_trains_on_each_and_measures_on_both():
     trained = {(p.taught.name, p.source.name) for p in points if p.taught is not None}
     kinds = "testbed few", "testbed dialect"
     assert trained == {(a, b) for a in kinds for b in kinds}
-
-
-def test_drift_is_that_of_the_last_tenth_beside_the_second():
-    import torch
-
-    from ttt_cache.evaluation.crossentropy import CrossEntropy
-    from ttt_cache.evaluation.forced import Scores
-
-    heard, frames = CrossEntropy(), 640
-    nats = torch.ones(2, frames)
-    nats[:, -64:] = 1.5
-    nats[:, :64] = 9.0  # the beginning does not count
-    choices = torch.zeros(2, 3, frames, dtype=torch.long)
-    heard.add(Scores(0, nats, torch.zeros(2, frames), torch.zeros(2, frames), choices))
-    point = EXPERIMENTS["unbounded"].points(plan())[0]
-    assert drifted(Finding(point, heard, {}, {}), frames) == pytest.approx(0.5)

@@ -89,7 +89,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Patch:
         RuntimeError: the model is patched already, streaming, or on the `meta` device.
     """
     config_path, weights_path = locate(folder)
-    described = _read_config(config_path)
+    described = read_config(config_path)
     tensors = _read_weights(weights_path, described)
     transformer = find_transformer(model)
     _check_base(described["base_model"], transformer, config_path)
@@ -149,7 +149,12 @@ def _check_tensors(given: dict[str, Tensor], wanted: dict[str, Tensor], path: Pa
             )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """What `adapter_config.json` says.
+
+    Raises:
+        ValueError: it is damaged, or no adapter's; the message names the file.
+    """
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors alike

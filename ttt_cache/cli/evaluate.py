@@ -50,7 +50,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="POINT",
-            help="Measure this point alone, a line of the table; may be given several times.",
+            help="Measure this point alone, a line of the table, and keep it; may be given several "
+            "times. Tables come with the command without --only.",
             show_default=False,
         ),
     ] = None,
@@ -207,7 +208,8 @@ def _known(only: list[str] | None, points: list[Point]) -> None:
     names = [point.name for point in points]
     for name in only or ():
         if name not in names:
-            raise ValueError(f"--only must be of {', '.join(names)}; got {name}")
+            shown = ", ".join(map(repr, names))
+            raise ValueError(f"--only must be of {shown}; got {name!r}")
 
 
 def _conduct(

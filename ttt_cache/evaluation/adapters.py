@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
@@ -131,8 +131,9 @@ def _train(
                 history["tune"] = learn(lm, handle, recipe.tune, losses, "tune", progress)
             if recipe.last.steps:
                 slow_down(handle, recipe.slower)
-                losses = lasting(lm, handle, source, recipe, seed + 2)
-                history["last"] = learn(lm, handle, recipe.last, losses, "last", progress)
+                # Closed before the patch is removed: it holds the caches while it waits.
+                with closing(lasting(lm, handle, source, recipe, seed + 2)) as losses:
+                    history["last"] = learn(lm, handle, recipe.last, losses, "last", progress)
             save_adapter(lm, folder)
     finally:
         for parameter in frozen:

@@ -120,9 +120,39 @@ def excess(
     Raises:
         ValueError: the arms are of other conversations, or there is no frame from `begin` to `end`.
     """
-    frames = _common(arm, other)
+    frames = common(arm, other)
     chosen = _over(frames, begin, end)
     return bootstrap(lambda w: _excess(arm, other, measure, chosen, w), arm.files)
+
+
+def drift(
+    arm: CrossEntropy,
+    early: tuple[int, int],
+    late: tuple[int, int],
+    other: CrossEntropy | None = None,
+    measure: str = "total",
+) -> Interval:
+    """Relative change of nats from some frames to later ones; paired over files.
+
+    Args:
+        early, late: from the first frame to before the last, widened to the whole bins there.
+        other: an arm whose own change, of what is talked about, is taken off.
+
+    Raises:
+        ValueError: there are no such frames, or the arms are of other conversations.
+    """
+    frames = arm.frames if other is None else common(arm, other)
+    first, last = _over(frames, *early), _over(frames, *late)
+
+    def change(of: CrossEntropy, weights: Tensor) -> Tensor:
+        tally = of.tallies[measure]
+        return _mean(tally, last, weights) / _mean(tally, first, weights)
+
+    def beside(weights: Tensor) -> Tensor:
+        own = change(arm, weights)
+        return (own if other is None else own / change(other, weights)) - 1
+
+    return bootstrap(beside, arm.files)
 
 
 def jump(arm: CrossEntropy, full: CrossEntropy, window: int, measure: str = "total") -> Interval:
@@ -141,7 +171,7 @@ def jump(arm: CrossEntropy, full: CrossEntropy, window: int, measure: str = "tot
         ValueError: the arms are of other conversations, these end within the window, or no bin is
             wholly on one of its sides: bins are not widened here, as they would mix both.
     """
-    frames = _common(arm, full)
+    frames = common(arm, full)
     if not has_jump(frames, window):
         raise ValueError(
             f"window must end within {frames} frames, a bin before and behind it; got {window}"
@@ -182,7 +212,7 @@ def compared(arm: CrossEntropy, full: CrossEntropy, window: int) -> dict[str, An
         `positions`, and by measure `excess` of all frames that both have, `by_position`, likewise,
         and `jump` at the window, if conversations go beyond it.
     """
-    frames = _common(arm, full)
+    frames = common(arm, full)
     groups = _groups(frames)
     found: dict[str, Any] = {"frames": frames, "positions": [list(group) for group in groups]}
     for measure in MEASURES:
@@ -205,8 +235,12 @@ def has_jump(frames: int, window: int) -> bool:
     return 0 < window < frames and all(side.start < side.stop for side in _sides(frames, window))
 
 
-def _common(arm: CrossEntropy, other: CrossEntropy) -> int:
-    """The frames that two arms have both seen, as far as bins tell."""
+def common(arm: CrossEntropy, other: CrossEntropy) -> int:
+    """The frames that two arms have both seen, as far as bins tell.
+
+    Raises:
+        ValueError: they are of other conversations.
+    """
     frames = min(arm.frames, other.frames)
     if arm.frames != other.frames:
         # The last bin of the shorter one is cut, and its delayed codes are not predicted.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .crossentropy import MEASURES, CrossEntropy, compared, excess, has_jump, jump, slope
+from .crossentropy import MEASURES, CrossEntropy, common, compared, excess, has_jump, jump, slope
 from .measures import Span
 from .pairs import Pairs
 from .protocol import Found, Point
@@ -65,7 +65,7 @@ class Finding:
         mine, theirs = self.crossentropy, other.crossentropy if other else None
         if mine is None or theirs is None:
             return NOTHING
-        if not has_jump(min(mine.frames, theirs.frames), window):
+        if not has_jump(common(mine, theirs), window):
             return NOTHING
         return jump(mine, theirs, window, measure).row()
 

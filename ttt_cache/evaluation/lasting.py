@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import torch
@@ -51,7 +51,7 @@ def slow_down(handle: Patch, factor: float) -> None:
 
 def lasting(
     lm: LMModel, handle: Patch, source: Source, recipe: Recipe, seed: int
-) -> Iterator[Tensor]:
+) -> Generator[Tensor]:
     """The loss of every step of `recipe.last`, a scalar; go backward before you take the next."""
     device = next(lm.parameters()).device
     for stage, (frames, rows, steps) in enumerate(recipe.last.stages):

@@ -12,6 +12,7 @@ from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo, _lm_kwargs
 
 from ttt_cache import testbed
+from ttt_cache.adapter import load_adapter
 from ttt_cache.checks import one_of
 from ttt_cache.config import CacheConfig
 from ttt_cache.testbed.stream import LEVELS
@@ -175,6 +176,8 @@ def build(
         given = {n: v for n, v in adapter_config(adapter).to_json().items() if n != "preset"}
     _require_fit(CacheConfig.from_fields(given), checkpoint)
     lm = checkpoint.load(device, torch.float32 if is_testbed else dtype)
+    if adapter is not None:
+        load_adapter(lm, adapter).remove()  # one of another model is refused now, not hours later
     require_two_codebooks(lm)
     if speaks:
         require_user(lm)

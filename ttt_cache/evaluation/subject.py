@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from moshi.models.lm import LMModel
 
 from ttt_cache import testbed
-from ttt_cache.adapter import locate
+from ttt_cache.adapter import locate, read_config
 from ttt_cache.config import CacheConfig
 from ttt_cache.targets import find_transformer
 
@@ -97,5 +96,4 @@ def frames_seen(settings: Mapping[str, Any]) -> int:
 
 def adapter_config(folder: Path) -> CacheConfig:
     """The settings of an adapter on disk."""
-    described = json.loads(locate(folder)[0].read_text(encoding="utf-8"))
-    return CacheConfig.from_fields(described["config"])
+    return CacheConfig.from_fields(read_config(locate(folder)[0])["config"])

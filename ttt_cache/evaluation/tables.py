@@ -13,7 +13,7 @@ from .findings import Finding, Row
 from .measures import Span
 from .recall import FAR, NEAR
 
-PARTS = {"text": "text", "first": "first codebook", "rest": "rest", "total": "all"}
+STREAMS = {"text": "text", "first": "first codebook", "rest": "rest", "total": "all"}
 
 
 def recall_table(findings: Mapping[str, Finding], spans: Sequence[Span]) -> Table:
@@ -36,10 +36,10 @@ def recall_table(findings: Mapping[str, Finding], spans: Sequence[Span]) -> Tabl
 
 
 def recall_by_table(findings: Mapping[str, Finding], span: Span, by: str, what: str) -> Table:
-    """Shares of right answers to far facts, by the bins of a tally, with the questions of each.
+    """Shares of right answers, by the bins of a tally, with the questions of each.
 
     Args:
-        by: `load` or `rewritten`, see `Recall.result`.
+        by: `age`, or of far facts `load` or `rewritten`, see `Recall.result`.
         what: the bins are of, for people.
     """
     found = {
@@ -48,7 +48,8 @@ def recall_by_table(findings: Mapping[str, Finding], span: Span, by: str, what: 
         if span.name in finding.recalls
     }
     asked = {bin_: entry["asked"] for bins in found.values() for bin_, entry in bins.items()}
-    table = Table(title=f"Recall of far facts by {what}, {span.name}: share of right answers")
+    facts = "facts" if by == "age" else "far facts"
+    table = Table(title=f"Recall of {facts} by {what}, {span.name}: share of right answers")
     table.add_column(what)
     for begin, last in sorted(asked):
         name = f"{begin}" if begin == last else f"{begin}-{last}"
@@ -114,7 +115,7 @@ def _by_stream(
     table = Table(title=title)
     table.add_column("")
     for stream in MEASURES:
-        table.add_column(PARTS[stream], justify="right")
+        table.add_column(STREAMS[stream], justify="right")
     for finding in findings.values():
         table.add_row(finding.name, *(cell(finding, stream) for stream in MEASURES))
     return table

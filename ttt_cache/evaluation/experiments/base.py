@@ -28,6 +28,7 @@ from ..tables import (
     slope_table,
 )
 
+BINS = {"age": "frames ago", "load": "facts known", "rewritten": "times overwritten"}
 TIMES = (1, 4, 8, 32, 96)  # lengths that are looked at, in contexts of the model
 
 
@@ -115,7 +116,7 @@ class Experiment:
         tables = []
         if any(finding.recalls for finding in findings.values()):
             tables.append(recall_table(findings, plan.spans))
-            for by, what in (("load", "facts known"), ("rewritten", "times overwritten")):
+            for by, what in BINS.items():
                 tables += [recall_by_table(findings, span, by, what) for span in plan.ends]
         tables.append(nats_table(findings, plan.spans, self.beside))
         tables += [parts_table(findings, span) for span in plan.ends]

@@ -17,6 +17,7 @@ from ..lines import Line
 from ..measures import Cost, Mass, Measure, Span
 from ..protocol import Point
 from ..recall import relative
+from ..tables import STREAMS
 from .base import Experiment, Plan
 
 REMEMBER = ("mean", "cluster", "random", "hierarchical", "hybrid")
@@ -102,6 +103,9 @@ def _of_crossentropy(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
         value, low, high = excess(mine, full, plan.window, context).row()
         name = "cross-entropy over full context's, from the window's end to 1x"
         lines.append(Line(name, value, at_most=0.01, about=_between(low, high)))
+        for stream in ("text", "first", "rest"):
+            value, low, high = excess(mine, full, plan.window, context, stream).row()
+            lines.append(Line(f"the same: {STREAMS[stream]}", value, about=_between(low, high)))
     value, low, high = findings["hierarchical"].jump(findings["full"], plan.window)
     lines.append(Line("jump of it at the window", value, at_most=0.01, about=_between(low, high)))
     if plan.frames > 4 * context:
@@ -110,6 +114,9 @@ def _of_crossentropy(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
         about = f"{_between(low, high)} nats: {', '.join(others)}"
         name = "cross-entropy over the extended context's, from 4x on"
         lines.append(Line(name, value, below=0.0, about=about))
+        value, low, high = excess(mine, heard["stock"], 4 * context, None).row()
+        name = "cross-entropy over stock's ring's, from 4x on"
+        lines.append(Line(name, value, about=_between(low, high)))
     return lines
 
 
@@ -134,6 +141,10 @@ def _of_controls(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
     name = "memory reset beside window only, cross-entropy"
     lines = [Line(name, None if apart is None else abs(apart), at_most=1e-6)]
     first, random = plan.spans[0], findings["random"]
+    if random.crossentropy is not None:
+        value, low, high = excess(random.crossentropy, window).row()
+        name = "random tokens beside window only, cross-entropy"
+        lines.append(Line(name, value, about=_between(low, high)))
     if random.recalls:
         value, low, high = relative(
             random.recalls[first.name], findings["window"].recalls[first.name]

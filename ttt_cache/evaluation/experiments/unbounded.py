@@ -12,19 +12,23 @@ from rich.table import Table
 from .. import pictures
 from ..collapse import SHARE as COLLAPSED
 from ..collapse import collapse
+from ..crossentropy import drift
 from ..findings import Finding
-from ..freerun import divergence, drift, require_user
+from ..freerun import divergence, require_user
+from ..freerun import drift as drift_of_speech
+from ..intervals import Interval
 from ..lines import Line
 from ..measures import Span, Speak
 from ..protocol import Point
 from ..subject import Subject
-from ..tables import nats_table, parts_table, recall_table, slope_table
+from ..tables import STREAMS, nats_table, parts_table, recall_table, slope_table
 from .base import Experiment, Plan
 
 FRAMES = 100_000
 ARMS = ("stock", "extended", "window", "hierarchical")
 SPEAKING_ROWS = 1
 PARTS = 10  # of a conversation, between which cross-entropy may drift
+MOST = 0.02  # of its drift
 
 
 class Unbounded(Experiment):
@@ -56,18 +60,11 @@ class Unbounded(Experiment):
         mine = findings["hierarchical"]
         run, reference = mine.results["speak"], findings["stock"].results["speak"]
         size = run["state_bytes"]
-        own, stock = drifted(mine, plan.frames), drifted(findings["stock"], plan.frames)
         found, beside = collapse(run, reference), collapse(reference, reference["recorded"])
         recorded = collapse(run, run["recorded"])
         return [
             Line("growth of state (bytes)", size["most"] - size["start"], at_most=0),
-            Line("drift of cross-entropy, last tenth over the second", abs(own)),
-            Line(
-                "drift of cross-entropy beside stock Moshi's, last tenth over the second",
-                abs((1 + own) / (1 + stock) - 1),
-                at_most=0.02,
-                about=f"{own:+.4f} itself, {stock:+.4f} stock's: what is talked about changes",
-            ),
+            *_drifts(mine, findings["stock"], plan.frames),
             Line(
                 "windows in which it collapses, beside stock Moshi's, share",
                 found["share"],
@@ -86,13 +83,32 @@ class Unbounded(Experiment):
         axes[0].legend(fontsize=8)
 
 
-def drifted(finding: Finding, frames: int) -> float:
-    """Relative change of cross-entropy from the second tenth of a conversation to the last."""
-    heard = finding.crossentropy
-    if heard is None:
-        return float("nan")
-    begin, part = heard.mean(frames // PARTS, 2 * frames // PARTS), frames - frames // PARTS
-    return float(heard.mean(part, None).value / begin.value) - 1
+def _drifts(mine: Finding, stock: Finding, frames: int) -> list[Line]:
+    """From the second tenth of a conversation, and from the first, to the last."""
+    heard, beside = mine.crossentropy, stock.crossentropy
+    if heard is None or beside is None:
+        return []
+    part = frames // PARTS
+    first, second, last = (0, part), (part, 2 * part), (frames - part, frames)
+    what = "drift of cross-entropy, last tenth over the"
+    lines = [
+        _drift(f"{what} second", drift(heard, second, last), at_most=MOST),
+        _drift(
+            f"{what} second, beside stock Moshi's", drift(heard, second, last, beside), at_most=MOST
+        ),
+        _drift(f"{what} first, beside stock Moshi's", drift(heard, first, last, beside)),
+    ]
+    for measure in ("text", "first", "rest"):
+        found = drift(heard, second, last, beside, measure)
+        lines.append(_drift(f"{what} second, beside stock Moshi's: {STREAMS[measure]}", found))
+    return lines
+
+
+def _drift(name: str, found: Interval, at_most: float | None = None) -> Line:
+    """Of either sign."""
+    value, low, high = found.row()
+    about = "" if low is None or high is None else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return Line(name, None if value is None else abs(value), at_most=at_most, about=about)
 
 
 def _tenths(axes: Axes, plan: Plan, findings: dict[str, Finding]) -> None:
@@ -144,7 +160,7 @@ def _spoken(findings: dict[str, Finding]) -> Table:
         standard = run["recorded"] if run is reference else reference
         cells.append(f"{collapse(run, standard)['share']:.3f}")
         apart = _bits(divergence(run, reference)["said"]["1"])
-        table.add_row(finding.name, *cells, apart, _bits(drift(run)["said"]["1"]))
+        table.add_row(finding.name, *cells, apart, _bits(drift_of_speech(run)["said"]["1"]))
     return table
 
 
