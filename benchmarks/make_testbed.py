@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -89,17 +88,20 @@ def train(model: LMModel, seed: int, bar: Progress) -> float:
     return time.perf_counter() - begin
 
 
-def train_adapters(model: LMModel, out: Path, seed: int) -> None:
-    """Into `out/NAME`; the model must be frozen and in eval mode."""
+def train_adapters(model: LMModel, out: Path, kept: Path, seed: int) -> None:
+    """Into `out/NAME`; the model must be frozen and in eval mode.
+
+    Args:
+        kept: where they stay as they were trained; an interrupted run goes on from there.
+    """
     arms = controls(CONTEXT, CONFIG["num_layers"], TESTBED_SETTINGS, CONTEXT)
-    with tempfile.TemporaryDirectory() as kept:
-        for name in ADAPTERS:
-            arm, source = arms[name], TestbedSource(*LESSONS)
-            recipe = arm.recipe or DEFAULT
-            made = adapter_for(model, source, arm.lesson, recipe, Path(kept), seed)
-            (out / name).mkdir(parents=True, exist_ok=True)
-            for file in (CONFIG_NAME, WEIGHTS_NAME):
-                shutil.copy(made / file, out / name / file)
+    for name in ADAPTERS:
+        arm, source = arms[name], TestbedSource(*LESSONS)
+        recipe = arm.recipe or DEFAULT
+        made = adapter_for(model, source, arm.lesson, recipe, kept, seed)
+        (out / name).mkdir(parents=True, exist_ok=True)
+        for file in (CONFIG_NAME, WEIGHTS_NAME):
+            shutil.copy(made / file, out / name / file)
 
 
 def main() -> None:
@@ -115,7 +117,8 @@ def main() -> None:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         seconds = train(model, given.seed, bar)
     write(model, given.out, {"seed": given.seed, "seconds": round(seconds), "stages": STAGES})
-    train_adapters(model.eval().requires_grad_(False), given.out / "adapters", given.seed)
+    kept = given.out.with_name(f"{given.out.name}-adapters")
+    train_adapters(model.eval().requires_grad_(False), given.out / "adapters", kept, given.seed)
     print(f"written: {given.out}")
 
 

@@ -76,7 +76,7 @@ def test_help_teaches_every_experiment():
         (["--hf-repo", "somebody/moshi"], "--data must be given"),
         (["--adapter", "nowhere"], "nowhere does not exist"),
         (["--adapter", "nowhere", "--recent", 5], "leave out --recent"),
-        (["--only", "nothing"], "--only must be of full, stock"),
+        (["--only", "nothing"], "--only must be of 'full', 'stock'"),
         (["--recent", -1], "recent must be"),
         (["--device", "cuda:99"], "--device"),
         (["--threads", 0], "--threads must be"),
