@@ -11,11 +11,11 @@ from ttt_cache.evaluation.crossentropy import (
     compared,
     drift,
     excess,
-    has_jump,
     jump,
     slope,
 )
 from ttt_cache.evaluation.forced import Scores
+from ttt_cache.evaluation.positions import has_jump
 
 FILES, FRAMES = 3, 700
 WINDOW = 50

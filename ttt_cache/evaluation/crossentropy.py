@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,12 +10,10 @@ from torch import Tensor
 
 from .forced import Scores
 from .intervals import Interval, bootstrap
+from .positions import groups_of, has_jump, over, sides
 from .tally import Tally, fine, fine_edges, ratio
 
 MEASURES = "text", "first", "rest", "total"  # as in `Scores`
-# Frames on each side of a window, at most, that are "just beyond" and "just before" it; of a very
-# wide one the share that holds two bins.
-SPAN, SPAN_SHARE = 128, 1 / 8
 
 
 class CrossEntropy:
@@ -65,7 +62,7 @@ class CrossEntropy:
         Raises:
             ValueError: there is no frame from `begin` to `end`.
         """
-        chosen = _over(self.frames, begin, end)
+        chosen = over(self.frames, begin, end)
         return bootstrap(lambda w: _mean(self.tallies[measure], chosen, w), self.files)
 
     def result(self, window: int | None = None) -> dict[str, Any]:
@@ -80,7 +77,7 @@ class CrossEntropy:
             the window's end to just beyond it, and `slope`, the nats by which it changes from
             there on with every doubling of the position.
         """
-        groups = _groups(self.frames)
+        groups = groups_of(self.frames)
         found: dict[str, Any] = {
             "files": self.files,
             "frames": self.frames,
@@ -100,8 +97,7 @@ class CrossEntropy:
         return found
 
     def _jump(self, tally: Tally, window: int, weights: Tensor) -> Tensor:
-        before, after = _sides(self.frames, window)
-        return _mean(tally, after, weights) / _mean(tally, before, weights) - 1
+        return _ratio(tally, *sides(self.frames, window), weights) - 1
 
 
 def excess(
@@ -121,7 +117,7 @@ def excess(
         ValueError: the arms are of other conversations, or there is no frame from `begin` to `end`.
     """
     frames = common(arm, other)
-    chosen = _over(frames, begin, end)
+    chosen = over(frames, begin, end)
     return bootstrap(lambda w: _excess(arm, other, measure, chosen, w), arm.files)
 
 
@@ -142,15 +138,13 @@ def drift(
         ValueError: there are no such frames, or the arms are of other conversations.
     """
     frames = arm.frames if other is None else common(arm, other)
-    first, last = _over(frames, *early), _over(frames, *late)
-
-    def change(of: CrossEntropy, weights: Tensor) -> Tensor:
-        tally = of.tallies[measure]
-        return _mean(tally, last, weights) / _mean(tally, first, weights)
+    first, last = over(frames, *early), over(frames, *late)
 
     def beside(weights: Tensor) -> Tensor:
-        own = change(arm, weights)
-        return (own if other is None else own / change(other, weights)) - 1
+        change = _ratio(arm.tallies[measure], first, last, weights)
+        if other is not None:
+            change = change / _ratio(other.tallies[measure], first, last, weights)
+        return change - 1
 
     return bootstrap(beside, arm.files)
 
@@ -176,7 +170,7 @@ def jump(arm: CrossEntropy, full: CrossEntropy, window: int, measure: str = "tot
         raise ValueError(
             f"window must end within {frames} frames, a bin before and behind it; got {window}"
         )
-    before, after = _sides(frames, window)
+    before, after = sides(frames, window)
     return bootstrap(
         lambda w: _excess(arm, full, measure, after, w) - _excess(arm, full, measure, before, w),
         arm.files,
@@ -192,7 +186,7 @@ def slope(arm: CrossEntropy, begin: int, measure: str = "total") -> Interval:
     Raises:
         ValueError: the conversations end before `begin`.
     """
-    tally, chosen = arm.tallies[measure], _over(arm.frames, begin, None)
+    tally, chosen = arm.tallies[measure], over(arm.frames, begin, None)
     edges = fine_edges(tally.bins).double()
     octaves = ((edges[:-1] + edges[1:] - 1) / 2).clamp_min(1).log2()[chosen]
 
@@ -213,7 +207,7 @@ def compared(arm: CrossEntropy, full: CrossEntropy, window: int) -> dict[str, An
         and `jump` at the window, if conversations go beyond it.
     """
     frames = common(arm, full)
-    groups = _groups(frames)
+    groups = groups_of(frames)
     found: dict[str, Any] = {"frames": frames, "positions": [list(group) for group in groups]}
     for measure in MEASURES:
 
@@ -230,11 +224,6 @@ def compared(arm: CrossEntropy, full: CrossEntropy, window: int) -> dict[str, An
     return found
 
 
-def has_jump(frames: int, window: int) -> bool:
-    """Whether conversations of so many frames tell what happens at the end of a window."""
-    return 0 < window < frames and all(side.start < side.stop for side in _sides(frames, window))
-
-
 def common(arm: CrossEntropy, other: CrossEntropy) -> int:
     """The frames that two arms have both seen, as far as bins tell.
 
@@ -245,7 +234,7 @@ def common(arm: CrossEntropy, other: CrossEntropy) -> int:
     if arm.frames != other.frames:
         # The last bin of the shorter one is cut, and its delayed codes are not predicted.
         frames = int(fine_edges(int(fine(torch.tensor(max(frames - 1, 0)))) + 1)[-2])
-    whole = _over(frames, 0, None)
+    whole = over(frames, 0, None)
     mine, theirs = (a.tallies["text"].counts[:, whole] for a in (arm, other))
     if mine.shape != theirs.shape or not torch.equal(mine, theirs):
         raise ValueError(
@@ -255,55 +244,20 @@ def common(arm: CrossEntropy, other: CrossEntropy) -> int:
     return frames
 
 
-def _edges(frames: int) -> Tensor:
-    """Where the bins of so many frames begin, and the last one, which may be cut, would end."""
-    return fine_edges(int(fine(torch.tensor(frames - 1))) + 1 if frames else 0)
-
-
-def _over(frames: int, begin: int, end: int | None) -> slice:
-    """The bins of which a part is within frames from `begin` to before `end`.
-
-    Far out a bin may hold more frames than are asked for: 2,048 of them from 65,536 on.
-    """
-    stop = frames if end is None else min(end, frames)
-    if not 0 <= begin < stop:
-        raise ValueError(f"frames must be among the {frames} heard, got {begin} to before {end}")
-    edges = _edges(frames)
-    return slice(int((edges[1:] <= begin).sum()), int((edges[:-1] < stop).sum()))
-
-
-def _sides(frames: int, window: int) -> tuple[slice, slice]:
-    """The bins just before and just beyond the end of a window, none where it is not straddled."""
-    span = min(window, max(SPAN, round(SPAN_SHARE * window)))
-    return _inside(frames, window - span, window), _inside(frames, window, window + span)
-
-
-def _inside(frames: int, begin: int, end: int) -> slice:
-    """The bins that are wholly within frames from `begin` to before `end`; the last may be cut."""
-    edges = _edges(frames)
-    last = len(edges) - 1 if end >= frames else int((edges[1:] <= end).sum())
-    return slice(int((edges[:-1] < begin).sum()), last)
-
-
-def _groups(frames: int) -> list[tuple[int, int]]:
-    """Bins to show: 8 frames up to 32, then four to an octave."""
-    edges = [0, 8, 16, 24]
-    while edges[-1] < frames:
-        octave = 2 ** (len(edges) // 4 + 4)
-        edges += [octave + quarter * octave // 4 for quarter in range(4)]
-    ends = [edge for edge in edges if edge < frames] + [frames]
-    return list(pairwise(ends))
-
-
 def _by_group(tally: Tally, groups: list[tuple[int, int]], weights: Tensor) -> Tensor:
     frames = groups[-1][1]
-    return torch.stack([_mean(tally, _over(frames, *g), weights) for g in groups], dim=1)
+    return torch.stack([_mean(tally, over(frames, *g), weights) for g in groups], dim=1)
 
 
 def _mean(tally: Tally, bins: slice, weights: Tensor) -> Tensor:
     """Of each draw of files, `[n]`."""
     sums, counts = tally.sums[:, bins].sum(1), tally.counts[:, bins].sum(1)
     return ratio(weights @ sums, weights @ counts)
+
+
+def _ratio(tally: Tally, before: slice, after: slice, weights: Tensor) -> Tensor:
+    """Nats in later bins over those in earlier ones, of each draw of files, `[n]`."""
+    return _mean(tally, after, weights) / _mean(tally, before, weights)
 
 
 def _excess(

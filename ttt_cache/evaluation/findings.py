@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .crossentropy import MEASURES, CrossEntropy, common, compared, excess, has_jump, jump, slope
+from .crossentropy import MEASURES, CrossEntropy, common, compared, excess, jump, slope
 from .measures import Span
 from .pairs import Pairs
+from .positions import has_jump
 from .protocol import Found, Point
 from .recall import FAR, NEAR, Recall
 
