@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from ttt_cache.adapter import CONFIG_NAME, WEIGHTS_NAME
-from ttt_cache.evaluation.adapters import adapter_for
+from ttt_cache.evaluation.adapters import HISTORY, adapter_for
 from ttt_cache.evaluation.arms import controls
 from ttt_cache.evaluation.model import LESSONS
 from ttt_cache.evaluation.recipe import DEFAULT
@@ -100,7 +100,7 @@ def train_adapters(model: LMModel, out: Path, kept: Path, seed: int) -> None:
         recipe = arm.recipe or DEFAULT
         made = adapter_for(model, source, arm.lesson, recipe, kept, seed)
         (out / name).mkdir(parents=True, exist_ok=True)
-        for file in (CONFIG_NAME, WEIGHTS_NAME):
+        for file in (CONFIG_NAME, WEIGHTS_NAME, HISTORY):
             shutil.copy(made / file, out / name / file)
 
 

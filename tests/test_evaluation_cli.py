@@ -94,6 +94,12 @@ def test_refusals(arguments, message, monkeypatch):
     assert "Traceback" not in result.output and not Path("out").exists()
 
 
+def test_out_must_be_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    result = call("--out", "file")
+    assert result.exit_code == 2 and "--out must be a folder, got file" in said(result)
+
+
 @pytest.mark.parametrize(
     ("sizes", "experiment", "message"),
     [
@@ -121,8 +127,8 @@ def test_models_that_cannot_be_measured_are_refused_first(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (RuntimeError("step 3: the loss is nan"), "the loss is nan; 0 of 2 results"),
-        (RuntimeError("probability tensor contains either `inf`, `nan`"), "0 of 2 results"),
+        (RuntimeError("step 3: the loss is nan"), "the loss is nan; 0 of 3 results"),
+        (RuntimeError("probability tensor contains either `inf`, `nan`"), "0 of 3 results"),
         (PermissionError("no room"), "no room"),
         (ValueError("results/a.json is damaged"), "is damaged"),
         (RuntimeError("a fault of ours"), None),
@@ -152,7 +158,7 @@ def test_points_in_turn_and_then_the_whole(monkeypatch):
     for name in names:
         result = call(*options, "--only", name)
         assert result.exit_code == 0 and f"Kept: {name}" in said(result)
-    kept = {path: path.stat().st_mtime_ns for path in Path("here/controls/results").glob("*.json")}
+    kept = {path: path.stat().st_mtime_ns for path in Path("here/results").glob("*.json")}
     assert len(kept) == 2
     result = call(*options)
     assert result.exit_code == 0 and "Recall: share of right answers" in said(result)

@@ -21,6 +21,7 @@ from ttt_cache.evaluation.experiments import (
     sweeps,
 )
 from ttt_cache.evaluation.experiments import training as training_experiment
+from ttt_cache.evaluation.findings import read
 from ttt_cache.evaluation.measures import Cost
 from ttt_cache.evaluation.protocol import Bench
 from ttt_cache.evaluation.run import conduct
@@ -82,7 +83,7 @@ def test_sweeps_are_those_of_the_plan():
 def test_windows_follow_the_context():
     testbed = plan(8192, lm=tiny(context=1024))
     names = [point.name for point in EXPERIMENTS["recent"].points(testbed)]
-    assert [n for n in names if n.startswith("window")] == [
+    assert [n for n in names if n.startswith("window ")] == [
         f"window {n}" for n in (17, 34, 68, 171, 341)
     ]
 
@@ -113,15 +114,48 @@ def test_an_experiment_from_its_points_to_its_files(name, tmp_path, capsys, monk
         assert verdicts["memory reset beside window only, cross-entropy"] == "met"
         assert verdicts["state, share of the ring's bytes"] in ("met", "MISSED")
         assert record["points"]["full"]["excess"]["1x"][0] == 0
+        assert verdicts["recall far, at 8x, of full context's"] == "not measured"
     if name == "unbounded":
         assert verdicts["growth of state (bytes)"] == "met"
+
+
+def test_targets_at_the_beginning_are_of_many_short_conversations(tmp_path):
+    experiment, given = EXPERIMENTS["controls"], plan(4 * CONTEXT, is_testbed=True)
+    early = given.early()
+    assert (early.rows, early.frames) == (4 * given.rows, CONTEXT)
+    points = [p for p in experiment.points(given) if p.name in ("full", "window")]
+    bench = Bench(given.subject, tmp_path / "r", tmp_path / "a", Console(file=io.StringIO()))
+    findings = read(points, bench.evaluate(points))
+    for finding in findings.values():
+        assert finding.early.crossentropy.files == early.rows
+        assert finding.crossentropy.files == given.rows
+    (line,) = [
+        line
+        for line in controls._of_recall(
+            given, findings | {"hierarchical": findings["window"], "stock": findings["full"]}
+        )
+        if line.name.endswith("window alone")
+    ]
+    assert line.value == findings["window"].early.share(given.spans[0])[0]
+    assert all(p.measures[1:] != (early,) for p in experiment.points(plan()))
+
+
+def test_every_control_stands_beside_every_experiment():
+    given = plan(CONTEXT * 8)
+    names = set(given.arms())
+    for experiment in ALL:
+        points = experiment.points(given)
+        shown = {point.series or point.arm.name for point in points} | {p.name for p in points}
+        assert names - shown <= ({"full"} if experiment.name == "unbounded" else set())
 
 
 def test_one_point_alone_says_that_the_others_are_missing(tmp_path, capsys):
     experiment, given = EXPERIMENTS["gates"], plan()
     bench = Bench(given.subject, tmp_path / "r", tmp_path / "a", Console(file=io.StringIO()))
     conduct(experiment, given, experiment.points(given), bench, tmp_path, ["window"])
-    assert capsys.readouterr().out.startswith("Kept: window. Without --only")
+    printed = capsys.readouterr().out
+    assert "Recall" in printed and "Cross-entropy" in printed
+    assert "Kept: window. Without --only" in printed
     assert not (tmp_path / "gates.json").exists()
 
 

@@ -24,7 +24,7 @@ from ttt_cache.evaluation.source import SEGMENT, Piece, TestbedSource
 from ttt_cache.testbed import vocabulary as v
 from ttt_cache.testbed.stream import LEVELS, Conversation, Level
 
-FAR = 10
+FAR, FARTHER = 10, 40
 
 
 def testbed_lm(**settings):
@@ -64,29 +64,30 @@ def test_a_fork_is_each_continuation_from_scratch(monkeypatch, settings):
     seen = {}
     add = Pairs.add
 
-    def keep(self, kind, length, margin):
-        seen.setdefault((length, kind), []).append(margin)
-        add(self, kind, length, margin)
+    def keep(self, kind, place, margin):
+        seen.setdefault((*place, kind), []).append(margin)
+        add(self, kind, place, margin)
 
     monkeypatch.setattr(Pairs, "add", keep)
     lm, rows, source = testbed_lm(**settings), 2, TestbedSource(Level(keys=3))
-    found = pairs(lm, source, [300, 600], rows=rows, far=FAR, seed=5)
+    found = pairs(lm, source, [300, 600], rows=rows, fillers=[FAR, FARTHER], seed=5)
     codes = torch.cat([piece.codes for piece in source.pieces(rows, 600, 5)], dim=2)
     teller, expected = TestbedTeller(rows, random.Random("pairs 5")), {}
     for length, place in ((300, SEGMENT), (600, 2 * SEGMENT)):
         teller.hear(codes[:, :, place - SEGMENT : place])
-        before = torch.cat([codes[:, :, :place], teller.lead(FAR)], dim=2)
-        for question in teller.questions(codes[:, :, place:]):
-            right = from_scratch(lm, before, question.good)
-            for kind, (bad, there) in question.bad.items():
-                margin = (right - from_scratch(lm, before, bad)).masked_fill(~there, torch.nan)
-                expected.setdefault((length, kind), []).append(margin)
+        for filler in (FAR, FARTHER):
+            before = torch.cat([codes[:, :, :place], teller.filler(filler)], dim=2)
+            for question in teller.questions(codes[:, :, place:]):
+                right = from_scratch(lm, before, question.good)
+                for kind, (bad, there) in question.bad.items():
+                    margin = (right - from_scratch(lm, before, bad)).masked_fill(~there, torch.nan)
+                    expected.setdefault((length, filler, kind), []).append(margin)
     assert seen.keys() == expected.keys()
     for key, margins in expected.items():
         for got, margin in zip(seen[key], margins, strict=True):
             assert torch.allclose(got, margin, atol=2e-4, equal_nan=True)
     for line in found.result():
-        margins = torch.cat(expected[line["length"], line["kind"]])
+        margins = torch.cat(expected[line["length"], line["filler"], line["kind"]])
         there = margins[~margins.isnan()]
         assert line["pairs"] == len(there)
         if len(there):
@@ -174,14 +175,14 @@ def test_moshi_goes_on_in_its_voice_or_in_another():
             assert (right == talk.moshi_voice).all() and (wrong != talk.moshi_voice).all()
 
 
-def test_the_lead_is_filler_of_the_conversation():
+def test_filler_is_that_of_the_conversation():
     """No fact, no question and nothing of Moshi: frames that were heard, in order."""
     _, codes, teller = talks("dialect")
-    lead = teller.lead(50)
-    assert lead.shape == (3, 5, 50)
+    filler = teller.filler(50)
+    assert filler.shape == (3, 5, 50)
     for row in range(3):
         heard = [tuple(frame) for frame in codes[row].T.tolist()]
-        frames = [tuple(frame) for frame in lead[row].T.tolist()]
+        frames = [tuple(frame) for frame in filler[row].T.tolist()]
         assert set(frames) <= set(heard)
         idle = [
             f
@@ -202,10 +203,11 @@ def test_recordings_go_on_as_they_do_or_as_another():
         for row in range(3):
             assert torch.equal(bad[row], codes[row - shift, :, : continuations.LENGTH])
     lm = testbed_lm()
-    found = pairs(lm, Recorded(), [SEGMENT, 2 * SEGMENT], rows=3, far=FAR)
+    found = pairs(lm, Recorded(), [SEGMENT, 2 * SEGMENT], rows=3, fillers=[FAR])
     pieces = list(Recorded().pieces(3, 2 * SEGMENT, 0))
     (one, two) = found.result()
-    # Two others of each row, at places 0 and 1, then at all three.
+    # Two others of each row, at places 0 and 1, then at all three; nothing is put before them.
+    assert one["filler"] == two["filler"] == 0
     assert (one["pairs"], two["pairs"]) == (12, 18) and one["kind"] == RECORDING
     before, ahead = (piece.codes for piece in pieces)
     margin = from_scratch(lm, before, ahead[:, :, :64]) - from_scratch(
@@ -216,7 +218,7 @@ def test_recordings_go_on_as_they_do_or_as_another():
 
 def test_codes_that_one_recording_lacks_count_in_neither(monkeypatch):
     seen, lm = [], testbed_lm()
-    monkeypatch.setattr(Pairs, "add", lambda self, kind, length, margin: seen.append(margin))
+    monkeypatch.setattr(Pairs, "add", lambda self, kind, place, margin: seen.append(margin))
     holes = torch.zeros(3, 5, 2 * SEGMENT, dtype=torch.bool)
     holes[1, v.TEXT, SEGMENT + 5 : SEGMENT + 40] = True
     holes[1, v.MOSHI_VOICE, SEGMENT + 10] = True
@@ -228,7 +230,7 @@ def test_codes_that_one_recording_lacks_count_in_neither(monkeypatch):
         def pieces(self, rows, frames, seed):
             yield from (Piece(part, {}) for part in whole.split(SEGMENT, dim=2))
 
-    pairs(lm, Lacking(), [SEGMENT], rows=3, far=FAR)
+    pairs(lm, Lacking(), [SEGMENT], rows=3, fillers=[FAR])
     before, ahead = whole[:, :, :SEGMENT], whole[:, :, SEGMENT : SEGMENT + continuations.LENGTH]
     assert len(seen) == 4  # two others of each row, at places 0 and 1; the holes are at the latter
     for shift, margin in enumerate(seen[2:], 1):
@@ -248,7 +250,7 @@ def test_a_model_that_has_exploded_wins_no_pair():
     with torch.no_grad():
         lm.linears[1].weight.fill_(torch.nan)
     with pytest.raises(RuntimeError, match=r"frame 0 of row 0: .* codebook 2 of Moshi is nan"):
-        pairs(lm, TestbedSource("few"), [SEGMENT], rows=2, far=FAR)
+        pairs(lm, TestbedSource("few"), [SEGMENT], rows=2, fillers=[FAR])
 
 
 def test_conversations_that_end_too_early_are_refused():
@@ -257,10 +259,16 @@ def test_conversations_that_end_too_early_are_refused():
             return super().pieces(rows, min(frames, 300), seed)
 
     with pytest.raises(ValueError, match=r"recorded, which end after 300 frames, got \[256, 512\]"):
-        pairs(testbed_lm(), Short(), [SEGMENT, 2 * SEGMENT], rows=2, far=FAR)
+        pairs(testbed_lm(), Short(), [SEGMENT, 2 * SEGMENT], rows=2, fillers=[FAR])
 
 
 @pytest.mark.parametrize("lengths", [[], [100], [600, 300], [300, 300]])
 def test_lengths_that_do_not_rise_are_refused(lengths):
     with pytest.raises(ValueError, match="lengths must rise from 256"):
-        pairs(testbed_lm(), TestbedSource("few"), lengths, far=FAR)
+        pairs(testbed_lm(), TestbedSource("few"), lengths, fillers=[FAR])
+
+
+@pytest.mark.parametrize("fillers", [[], [30, 10], [10, 10]])
+def test_fillers_that_do_not_rise_are_refused(fillers):
+    with pytest.raises(ValueError, match="fillers must rise"):
+        pairs(testbed_lm(), TestbedSource("few"), [SEGMENT], fillers=fillers)

@@ -270,7 +270,8 @@ def test_spans_count_what_is_in_them():
         (0.98, {"at_least": 0.98}, "met"),
         (0.9799999, {"at_least": 0.98}, "MISSED"),
         (0.0100001, {"at_most": 0.01}, "MISSED"),
-        (None, {"at_most": 1.0}, "MISSED"),
+        (None, {"at_most": 1.0}, "not measured"),
+        (None, {}, ""),
         (5.0, {}, ""),
     ],
 )

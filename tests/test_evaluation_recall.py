@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ttt_cache.evaluation.forced import Scores
-from ttt_cache.evaluation.recall import FAR, NEAR, Recall, relative
+from ttt_cache.evaluation.recall import FAR, NEAR, Recall, apart_by, relative
 from ttt_cache.testbed import vocabulary as v
 from ttt_cache.testbed.stream import NONE
 
@@ -97,6 +97,9 @@ def test_relative_recall_is_paired():
     full = add(Recall(RECENT, CHUNK), conversation(flip=[5]), conversation(flip=[5]))
     arm = add(Recall(RECENT, CHUNK), conversation(), conversation())
     assert [float(x) for x in relative(arm, full)] == pytest.approx([2 / 3] * 3)
+    less = arm.share().value - full.share().value
+    assert less < 0
+    assert [float(x) for x in apart_by(arm, full)] == pytest.approx([less] * 3)
     kept = Recall.from_json(json.loads(json.dumps(arm.as_json())))
     assert kept.result() == arm.result()
     assert relative(kept, full).value == pytest.approx(2 / 3)

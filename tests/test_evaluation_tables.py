@@ -17,7 +17,7 @@ from ttt_cache.evaluation.crossentropy import CrossEntropy
 from ttt_cache.evaluation.findings import Finding
 from ttt_cache.evaluation.forced import Scores
 from ttt_cache.evaluation.measures import Span
-from ttt_cache.evaluation.pairs import Pairs
+from ttt_cache.evaluation.pairs import Pairs, Place
 from ttt_cache.evaluation.protocol import Point
 from ttt_cache.evaluation.recall import Recall
 from ttt_cache.testbed.stream import NONE
@@ -114,8 +114,8 @@ def test_no_table_is_wider_than_170_columns(both):
 
 
 def test_json_has_all_that_was_measured(both):
-    counted = Pairs(("other",), [256], 2)
-    counted.add("other", 256, torch.tensor([1.0, 3.0]))
+    counted = Pairs(("other",), [Place(256, 0)], 2)
+    counted.add("other", Place(256, 0), torch.tensor([1.0, 3.0]))
     mine = finding("mine", 1.0, 0.5, pairs=counted.as_json())
     found = json.loads(json.dumps(mine.as_json([SPAN], both["full"], WINDOW)))
     assert found["by_position"]["text"]["by_position"][-1][0] == pytest.approx(1.5)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Folders that can be written to, and files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+
+def make_folder(name: str, folder: Path) -> None:
+    """Make the folder of some results, before the time is spent that makes them.
+
+    Args:
+        name: of the option or argument, for the message.
+
+    Raises:
+        ValueError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{name} must be a folder, got {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{name} must be a folder that can be written to, got {folder}")
 
 
 def write_whole(writers: Mapping[Path, Callable[[Path], object]]) -> None:

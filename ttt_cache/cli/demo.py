@@ -40,12 +40,13 @@ def demo(
 
     try:
         with Console(stderr=True).status("Loading PyTorch and Moshi"):
-            from ttt_cache.demo.plan import make_folder, make_plan
+            from ttt_cache.demo.plan import make_plan
             from ttt_cache.demo.run import run
+            from ttt_cache.files import make_folder
 
         with refusals():
             plan = make_plan(frames, seed, threads, device, out)
-            make_folder(plan.out)
+            make_folder("--out", plan.out)
         run(plan)
     except KeyboardInterrupt:
         raise fail(

@@ -124,9 +124,10 @@ def evaluate(
     generalisation  trained on one kind of stream, measured on another
     pairs           likelihoods of right and wrong continuations
 
-    In --out come NAME/NAME.json, NAME.png, and a file for each result. Sweeps
-    train an adapter for every point and keep it in --out/adapters. Give the same
-    command again to go on after an interruption, or in several terminals at
+    In --out come NAME/NAME.json and NAME.png, and in --out/results a file for each
+    result: what one experiment measured, another one does not measure again.
+    Sweeps train an adapter for every point and keep it in --out/adapters. Give the
+    same command again to go on after an interruption, or in several terminals at
     once to share the points between them.
 
     Another Moshi: ttt-cache evaluate --hf-repo kyutai/moshiko-pytorch-bf16 --data my.jsonl
@@ -143,6 +144,7 @@ def evaluate(
             from ttt_cache.evaluation.experiments.generalisation import require_other
             from ttt_cache.evaluation.model import Checkpoint, Data, build
             from ttt_cache.evaluation.protocol import Bench
+            from ttt_cache.files import make_folder
 
             chosen = _chosen(experiment)
             with refusals("", OSError):
@@ -164,7 +166,8 @@ def evaluate(
                 _known(only, points)
         folder = out / chosen.name
         with refusals("", OSError):
-            bench = Bench(subject, folder / "results", out / "adapters")
+            make_folder("--out", folder)
+            bench = Bench(subject, out / "results", out / "adapters")
         _conduct(chosen, plan, points, bench, folder, only)
     except KeyboardInterrupt:
         kept = "nothing was measured yet" if bench is None else bench.kept()

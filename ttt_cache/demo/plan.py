@@ -23,7 +23,7 @@ class Plan:
     Attributes:
         frames: length of the conversations, 80 ms each.
         seed: of what is told and said in them.
-        out: folder of the results; see `make_folder`.
+        out: folder of the results.
     """
 
     frames: int
@@ -60,17 +60,3 @@ def _device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.device_count() else "cpu"
     return device_here("--device", name)
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder of the results, before the time is spent that makes them.
-
-    Raises:
-        ValueError: it cannot be made, or not be written to.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out must be a folder, got {out}: {error.strerror}") from error
-    if not os.access(out, os.W_OK):
-        raise ValueError(f"--out must be a folder that can be written to, got {out}")

@@ -55,9 +55,13 @@ class Teller(Protocol):
         """The next frames, `[B, K, S]`."""
         ...
 
-    def lead(self, frames: int) -> Tensor | None:
-        """What comes before the questions, `[B, K, frames]`: it puts the evidence out of windows.
-        `None` where nothing can be put there."""
+    @property
+    def fills(self) -> bool:
+        """Whether it has filler to put before its questions."""
+        ...
+
+    def filler(self, frames: int) -> Tensor:
+        """What comes before the questions, `[B, K, frames]`: the evidence leaves windows."""
         ...
 
     def questions(self, ahead: Tensor) -> Iterator[Question]:
@@ -71,13 +75,13 @@ class RecordedTeller:
     Nothing is put before it, so it follows from what was heard just now, within the window.
     """
 
-    kinds, places = (RECORDING,), 6
+    kinds, places, fills = (RECORDING,), 6, False
 
     def hear(self, codes: Tensor) -> None:
         pass
 
-    def lead(self, frames: int) -> None:
-        return None
+    def filler(self, frames: int) -> Tensor:
+        raise RuntimeError("a recording has no filler")
 
     def questions(self, ahead: Tensor) -> Iterator[Question]:
         good, everywhere = ahead[:, :, :LENGTH], torch.ones(len(ahead), dtype=torch.bool)
@@ -96,7 +100,7 @@ class TestbedTeller:
     """
 
     __test__ = False  # its name begins like a test's
-    kinds, places = (NEVER, OTHER, OLD, VOICE), 1
+    kinds, places, fills = (NEVER, OTHER, OLD, VOICE), 1, True
 
     def __init__(self, rows: int, rng: random.Random) -> None:
         self.rng = rng
@@ -107,7 +111,7 @@ class TestbedTeller:
             for frame in row.T.tolist():
                 known.hear(frame)
 
-    def lead(self, frames: int) -> Tensor:
+    def filler(self, frames: int) -> Tensor:
         """Chat and silence, as there were in the conversation."""
         return collate([known.again(self.rng, frames) for known in self.known]).codes
 

@@ -15,6 +15,7 @@ from .recall import FAR, NEAR, Recall
 
 Row = list[float | None]  # value, low and high
 NOTHING: Row = [None, None, None]
+HEARD = "listen", "early"  # measures whose counts are shown by what is made of them
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Finding:
     @property
     def name(self) -> str:
         return self.point.name
+
+    @property
+    def early(self) -> Finding:
+        """The same of many short conversations, where it was measured; else this one."""
+        return _finding(self.point, self.results, "early") if "early" in self.results else self
 
     def nats(self, span: Span, measure: str = "total") -> Row:
         """Nats per frame in a span."""
@@ -111,7 +117,7 @@ class Finding:
             "by_position": None if heard is None else heard.result(window),
             "beside": None if heard is None or theirs is None else compared(heard, theirs, window),
             "recall_by": {name: recall.result() for name, recall in self.recalls.items()},
-        } | {name: _shown(name, held) for name, held in self.results.items() if name != "listen"}
+        } | {name: _shown(name, held) for name, held in self.results.items() if name not in HEARD}
 
 
 def read(points: Sequence[Point], found: Found) -> dict[str, Finding]:
@@ -121,8 +127,8 @@ def read(points: Sequence[Point], found: Found) -> dict[str, Finding]:
     }
 
 
-def _finding(point: Point, results: Mapping[str, Any]) -> Finding:
-    heard = results.get("listen")
+def _finding(point: Point, results: Mapping[str, Any], measure: str = "listen") -> Finding:
+    heard = results.get(measure)
     if heard is None:
         return Finding(point, None, {}, dict(results))
     recalls = {name: Recall.from_json(held) for name, held in heard["recall"].items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +14,7 @@ class Line:
     """One figure; the verdict compares it as measured, never rounded.
 
     Args:
-        value: `None` where there is nothing to measure, which misses every target.
+        value: `None` where there is nothing to measure; then no target is met or missed.
         at_most, at_least: inclusive.
         above, below: exclusive.
         about: what else there is to know of it, such as its interval.
@@ -44,7 +43,9 @@ class Line:
     def verdict(self) -> str:
         if not self.target:
             return ""
-        value = math.nan if self.value is None else self.value  # which misses every target
+        if self.value is None:
+            return "not measured"
+        value = self.value
         met = (
             (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)

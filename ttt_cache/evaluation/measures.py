@@ -90,6 +90,13 @@ class Listen:
         }
 
 
+@dataclass(frozen=True)
+class Early(Listen):
+    """The same of more conversations that are shorter: how they begin, with narrower intervals."""
+
+    name = "early"
+
+
 def _within(
     span: Span, scores: Scores, marks: dict[str, Tensor]
 ) -> tuple[Scores, dict[str, Tensor]] | None:
@@ -143,14 +150,14 @@ class Mass:
 
 @dataclass(frozen=True)
 class Paired:
-    """Likelihoods of right and wrong continuations, `far` frames behind what they are about."""
+    """Likelihoods of right and wrong continuations, some frames behind what they are about."""
 
     rows: int
     lengths: tuple[int, ...]
-    far: int
+    fillers: tuple[int, ...]
 
     name = "pairs"
 
     def __call__(self, run: Run) -> dict[str, Any]:
-        found = pairs(run.lm, run.source, self.lengths, rows=self.rows, far=self.far, seed=run.seed)
-        return found.as_json()
+        given = {"rows": self.rows, "fillers": self.fillers, "seed": run.seed}
+        return pairs(run.lm, run.source, self.lengths, **given).as_json()

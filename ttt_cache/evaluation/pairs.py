@@ -1,7 +1,8 @@
 """Paired likelihoods: is what is right more likely than what is not, long after it was told?
 
 Zero-shot, as sWUGGY and sBLIMP (arXiv 2011.11588) and the spoken StoryCloze (arXiv 2305.13009) are
-for speech models. In the testbed the evidence is beyond the window: filler comes behind it.
+for speech models. In the testbed filler comes behind the evidence, as much as is wanted: enough to
+put it beyond the window, or beyond stock Moshi's ring.
 Recordings just go on, so there the evidence is, above all, the window before, not what is beyond
 it: such pairs show that a model still goes on from what it has just heard, not that it remembers.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from moshi.models.lm import LMModel
@@ -28,27 +29,34 @@ from .source import SEGMENT, Conversations, Piece
 from .tally import Tally, ratio
 
 
+class Place(NamedTuple):
+    """Where questions are asked, in frames."""
+
+    length: int
+    filler: int
+
+
 class Pairs:
-    """How often the right continuation is the more likely one, by kind and length.
+    """How often the right continuation is the more likely one, by kind, length and filler.
 
     Attributes:
-        lengths: of what was heard before, in frames.
-        better, margin: by kind tallies over lengths, of 1 where the right one is more likely (0.5
+        places: frames that were heard before, and how many of filler came behind these.
+        better, margin: by kind tallies over places, of 1 where the right one is more likely (0.5
             where both are alike), and of the nats by which it is.
     """
 
-    def __init__(self, kinds: Sequence[str], lengths: Sequence[int], rows: int) -> None:
-        self.lengths = list(lengths)
+    def __init__(self, kinds: Sequence[str], places: Sequence[Place], rows: int) -> None:
+        self.places = [Place(*place) for place in places]
 
         def tallies() -> dict[str, Tally]:
-            empty = torch.zeros(2, rows, len(lengths), dtype=torch.float64)
+            empty = torch.zeros(2, rows, len(places), dtype=torch.float64)
             return {kind: Tally(*empty.clone()) for kind in kinds}
 
         self.better, self.margin = tallies(), tallies()
 
-    def add(self, kind: str, length: int, margin: Tensor) -> None:
+    def add(self, kind: str, place: Place, margin: Tensor) -> None:
         """Count one pair of each row, `[B]` nats; NaN where there is none."""
-        index = torch.full((len(margin), 1), self.lengths.index(length))
+        index = torch.full((len(margin), 1), self.places.index(place))
         better = torch.where(margin.isnan(), torch.nan, (margin.sign() + 1) / 2)
         self.better[kind].add(better[:, None], index, fresh=False)
         self.margin[kind].add(margin[:, None], index, fresh=False)
@@ -57,11 +65,11 @@ class Pairs:
         """All that was counted, by file, fit for JSON: what comparisons are made of later."""
         tallies = {"better": self.better, "margin": self.margin}
         held = {n: {kind: t.as_json() for kind, t in each.items()} for n, each in tallies.items()}
-        return {"lengths": self.lengths, **held}
+        return {"places": self.places, **held}
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> Pairs:
-        made = cls((), held["lengths"], 0)
+        made = cls((), held["places"], 0)
         made.better, made.margin = (
             {kind: Tally.from_json(tally) for kind, tally in held[name].items()}
             for name in ("better", "margin")
@@ -69,17 +77,18 @@ class Pairs:
         return made
 
     def result(self) -> list[dict[str, Any]]:
-        """For each length and kind `share` of pairs with the right one more likely, `margin` in
-        nats, both `[value, low, high]` (see `bootstrap`), and `pairs`, how many there were."""
+        """For each place (`length` and `filler`) and `kind` the `share` of pairs with the right one
+        more likely, `margin` in nats, both `[value, low, high]` (see `bootstrap`), and `pairs`, how
+        many there were."""
         return [
             {
-                "length": length,
+                **place._asdict(),
                 "kind": kind,
                 "share": _mean(better, index),
                 "margin": _mean(self.margin[kind], index),
                 "pairs": int(better.counts[:, index].sum()),
             }
-            for index, length in enumerate(self.lengths)
+            for index, place in enumerate(self.places)
             for kind, better in self.better.items()
         ]
 
@@ -90,27 +99,30 @@ def pairs(
     lengths: Sequence[int],
     *,
     rows: int = 8,
-    far: int,
+    fillers: Sequence[int],
     seed: int = 0,
 ) -> Pairs:
     """Compare likelihoods after so many frames of each conversation.
 
     Conversations are heard once; at each length the model's state is forked for every continuation.
-    Of the testbed, questions are those of `TestbedTeller`, behind `far` frames of filler; of other
-    data those of `RecordedTeller`, right behind what was heard: the window has the evidence.
+    Of the testbed, questions are those of `TestbedTeller`, behind so many frames of filler; of
+    other data those of `RecordedTeller`, right behind what was heard: the window has the evidence.
 
     Args:
         lm: the patched model, as in `Forcing`.
         lengths: in frames, rising; questions are at the last ends of pieces up to each.
         rows: conversations, at least 2.
-        far: frames after which what was told has left every window; of no use on recordings.
+        fillers: frames, each of them for the same conversations; of no use on recordings.
 
     Raises:
-        ValueError: lengths are none, do not rise, or are below one piece of 256 frames, or the
-            source's conversations end before the last of them.
+        ValueError: lengths or fillers are none or do not rise, a length is below one piece of 256
+            frames, or the source's conversations end before the last of them.
         RuntimeError: what the model makes of a code is not finite.
     """
-    rows, far = whole_number("rows", rows, 2), whole_number("far", far, 0)
+    rows = whole_number("rows", rows, 2)
+    fillers = [whole_number("fillers", frames, 0) for frames in fillers]
+    if not fillers or sorted(set(fillers)) != fillers:
+        raise ValueError(f"fillers must rise, at least one number of frames, got {fillers}")
     if not lengths or sorted(set(lengths)) != list(lengths) or lengths[0] < SEGMENT:
         raise ValueError(f"lengths must rise from {SEGMENT} frames on, got {list(lengths)}")
     forcing, found, teller = Forcing(lm, rows), None, None
@@ -118,11 +130,12 @@ def pairs(
     for piece in source.pieces(rows, last + SEGMENT, seed):
         if found is None or teller is None:
             teller = _teller(piece, rows, seed)
-            found = Pairs(teller.kinds, lengths, rows)
-        for length in lengths:
-            if 0 <= length - start < teller.places * SEGMENT:
-                for kind, margin in _margins(forcing, teller, piece.codes, far):
-                    found.add(kind, length, margin)
+            put = fillers if teller.fills else (0,)
+            found = Pairs(teller.kinds, [Place(n, filler) for n in lengths for filler in put], rows)
+        for place in found.places:
+            if 0 <= place.length - start < teller.places * SEGMENT:
+                for kind, margin in _margins(forcing, teller, piece.codes, place.filler):
+                    found.add(kind, place, margin)
         if start + piece.codes.shape[2] > last:
             return found
         teller.hear(piece.codes)
@@ -139,13 +152,12 @@ def _teller(piece: Piece, rows: int, seed: int) -> Teller:
 
 
 def _margins(
-    forcing: Forcing, teller: Teller, ahead: Tensor, far: int
+    forcing: Forcing, teller: Teller, ahead: Tensor, filler: int
 ) -> Iterator[tuple[str, Tensor]]:
     """By how much the right continuations of a place are more likely, in nats, `[B]`."""
     here = forcing.fork()
-    lead = teller.lead(far)
-    if lead is not None and far:
-        here.feed(lead)
+    if filler:
+        here.feed(teller.filler(filler))
     good, right = None, None
     for question in teller.questions(ahead):
         if right is None or good is not question.good:

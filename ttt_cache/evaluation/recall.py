@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -134,6 +134,21 @@ def relative(arm: Recall, other: Recall, name: str = "facts", which: int = FAR) 
     Raises:
         ValueError: the arms are of other conversations, or count others as far.
     """
+    return _compared(arm, other, name, which, torch.div)
+
+
+def apart_by(arm: Recall, other: Recall, name: str = "facts", which: int = FAR) -> Interval:
+    """An arm's share of right answers less another arm's; otherwise as `relative`."""
+    return _compared(arm, other, name, which, torch.sub)
+
+
+def _compared(
+    arm: Recall,
+    other: Recall,
+    name: str,
+    which: int,
+    how: Callable[[Tensor, Tensor], Tensor],
+) -> Interval:
     mine, theirs = arm.tallies[name], other.tallies[name]
     counts = [_counts(tally, which + 1)[:, which] for tally in (mine, theirs)]
     if (arm.recent, arm.chunk) != (other.recent, other.chunk) or not torch.equal(*counts):
@@ -145,7 +160,7 @@ def relative(arm: Recall, other: Recall, name: str = "facts", which: int = FAR) 
 
     def shares(weights: Tensor) -> Tensor:
         of_arm, of_other = (_shares(t, which + 1, weights)[:, which] for t in (mine, theirs))
-        return of_arm / of_other
+        return how(of_arm, of_other)
 
     return bootstrap(shares, arm.files)
 

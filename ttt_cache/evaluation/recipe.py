@@ -71,7 +71,7 @@ class Recipe:
     tune: Course
     last: Course = field(default_factory=lambda: Course((), lr=1.5e-3))
     longest: int = 512
-    slower: float = 20.0
+    slower: float = 1e5
     moshi: float = 0.0
     text_padding: float = 0.05
     audio: float = 0.25

@@ -43,14 +43,16 @@ def conduct(
 
     Args:
         points: `experiment.points(plan)`.
-        only: names of points: these are measured, and nothing is printed of the others.
+        only: names of points: these are measured, and shown without what compares all.
     """
     found = bench.evaluate(points, only)
     console = Console(width=None if Console().is_terminal else WIDTH)
+    findings = read(points, found)
     if only is not None and len(found) < len(points):
+        for table in experiment.glance(plan, findings):
+            console.print(table)
         console.print(f"Kept: {', '.join(found)}. Without --only the same command shows all.")
         return
-    findings = read(points, found)
     for table in experiment.tables(plan, findings):
         console.print(table)
     lines = list(experiment.lines(plan, findings)) if plan.subject.is_testbed else []

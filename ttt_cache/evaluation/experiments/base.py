@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from matplotlib.figure import Figure
@@ -14,7 +14,7 @@ from ttt_cache.config import CacheConfig
 from ..arms import Arm
 from ..findings import Finding
 from ..lines import Line
-from ..measures import Listen, Span
+from ..measures import Early, Listen, Span
 from ..protocol import Point
 from ..subject import Subject
 from ..tables import (
@@ -75,6 +75,12 @@ class Plan:
         chunk = CacheConfig.from_fields(self.subject.settings).chunk
         return Listen(self.rows, self.frames, self.subject.far - chunk, chunk, self.spans)
 
+    def early(self) -> Early:
+        """As many frames of a context each, from so many more conversations."""
+        context = min(self.frames, self.subject.context)
+        listen = replace(self, rows=self.rows * (self.frames // context), frames=context).listen()
+        return Early(**vars(listen))
+
     def arms(self) -> dict[str, Arm]:
         return self.subject.arms(self.frames)
 
@@ -111,6 +117,13 @@ class Experiment:
             ValueError: this cannot be done with this subject, with the reason.
         """
         raise NotImplementedError
+
+    def glance(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
+        """What can be said of some of the points alone."""
+        tables = [nats_table(findings, plan.spans, self.beside)]
+        if any(finding.recalls for finding in findings.values()):
+            tables.insert(0, recall_table(findings, plan.spans))
+        return tables
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
         tables = []

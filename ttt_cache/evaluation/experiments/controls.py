@@ -12,15 +12,17 @@ from ttt_cache.config import CacheConfig
 
 from .. import pictures
 from ..crossentropy import excess
-from ..findings import Finding
+from ..findings import Finding, Row
 from ..lines import Line
 from ..measures import Cost, Mass, Measure, Span
 from ..protocol import Point
-from ..recall import relative
+from ..recall import apart_by, relative
 from ..tables import STREAMS
 from .base import Experiment, Plan
 
+OFTEN = ("full", "window", "random", "hierarchical")  # what targets set side by side
 REMEMBER = ("mean", "cluster", "random", "hierarchical", "hybrid")
+MOST_BY_CHANCE = 0.02  # of recall: random tokens are beside the window, give or take a guess
 MASS_ROWS, MASS_TIMES = 2, 2  # conversations, and contexts, in which attention is looked at
 
 
@@ -34,7 +36,8 @@ class Controls(Experiment):
         mass = Mass(MASS_ROWS, min(plan.frames, MASS_TIMES * plan.subject.context))
 
         def measures(name: str) -> tuple[Measure, ...]:
-            return (plan.listen(), Cost(), *([mass] if name in REMEMBER else []))
+            early = [plan.early()] if plan.subject.is_testbed and name in OFTEN else []
+            return (plan.listen(), *early, Cost(), *([mass] if name in REMEMBER else []))
 
         return [Point(name, arm, measures(name)) for name, arm in plan.arms().items()]
 
@@ -60,20 +63,34 @@ class Controls(Experiment):
 
 
 def _of_recall(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
-    first, last = plan.spans[0], plan.spans[-1]
-    mine, full = findings["hierarchical"], findings["full"]
-    if not mine.recalls:
+    if not findings["hierarchical"].recalls:
         return []
-    window = findings["window"].share(first)
-    lines = [Line(f"recall far, {first.name}, window alone", window[0], below=0.3)]
-    targets: dict[str, dict[str, Any]] = {first.name: {"at_least": 0.98}, "at 8x": {"above": 1.0}}
-    for span in plan.ends:
-        value, low, high = relative(mine.recalls[span.name], full.recalls[span.name]).row()
-        stock = findings["stock"].share(span)[0]
-        about = f"{_between(low, high)} stock's ring: {_shown(stock)}"
-        name = f"recall far, {span.name}, of full context's"
-        lines.append(Line(name, value, about=about, **targets.get(span.name, {})))
+    first, spans = plan.spans[0], {span.name: span for span in plan.spans}
+    window = findings["window"].early.share(first)
+    begins, stock = _beside_full(findings, first, early=True), findings["stock"].share(first)
+    lines = [
+        _line(f"recall far, {first.name}, window alone", window, below=0.3),
+        _line(
+            f"recall far, {first.name}, of full context's",
+            begins,
+            f" stock's ring: {_shown(stock[0])}",
+            at_least=0.98,
+        ),
+    ]
+    name = "recall far, at 8x, of full context's"
+    if (last := spans.get("at 8x")) is None:
+        return [*lines, Line(name, None, above=1.0)]
+    about = f" stock's ring: {_shown(findings['stock'].share(last)[0])}"
+    lines.append(_line(name, _beside_full(findings, last), about, above=1.0))
     return [*lines, *_of_held(plan, findings, last)]
+
+
+def _beside_full(findings: dict[str, Finding], span: Span, early: bool = False) -> Row:
+    """Recall of far facts over full context's."""
+    mine, full = (findings[name] for name in ("hierarchical", "full"))
+    if early:
+        mine, full = mine.early, full.early
+    return relative(mine.recalls[span.name], full.recalls[span.name]).row()
 
 
 def _of_held(plan: Plan, findings: dict[str, Finding], span: Span) -> list[Line]:
@@ -92,32 +109,40 @@ def _of_held(plan: Plan, findings: dict[str, Finding], span: Span) -> list[Line]
 
 
 def _of_crossentropy(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
-    context = plan.subject.context
-    names = "hierarchical", "extended", "stock", "window", "full"
-    heard = {name: found for name in names if (found := findings[name].crossentropy) is not None}
-    if len(heard) < len(names):
+    mine, full = findings["hierarchical"].early, findings["full"].early
+    if mine.crossentropy is None:
         return []
-    mine, full = heard["hierarchical"], heard["full"]
+    first = plan.spans[0]
     lines = []
-    if plan.window < context:
-        value, low, high = excess(mine, full, plan.window, context).row()
-        name = "cross-entropy over full context's, from the window's end to 1x"
-        lines.append(Line(name, value, at_most=0.01, about=_between(low, high)))
+    if plan.window < first.end:
+        within = Span("", plan.window, first.end)
+        name = f"cross-entropy over full context's, from the window's end to {first.name}"
+        lines.append(_line(name, mine.excess(full, within), at_most=0.01))
         for stream in ("text", "first", "rest"):
-            value, low, high = excess(mine, full, plan.window, context, stream).row()
-            lines.append(Line(f"the same: {STREAMS[stream]}", value, about=_between(low, high)))
-    value, low, high = findings["hierarchical"].jump(findings["full"], plan.window)
-    lines.append(Line("jump of it at the window", value, at_most=0.01, about=_between(low, high)))
-    if plan.frames > 4 * context:
-        value, low, high = excess(mine, heard["extended"], 4 * context, None).row()
-        others = (f"{name} {_shown(heard[name].mean(4 * context).row()[0])}" for name in names[:-1])
-        about = f"{_between(low, high)} nats: {', '.join(others)}"
-        name = "cross-entropy over the extended context's, from 4x on"
-        lines.append(Line(name, value, below=0.0, about=about))
-        value, low, high = excess(mine, heard["stock"], 4 * context, None).row()
-        name = "cross-entropy over stock's ring's, from 4x on"
-        lines.append(Line(name, value, about=_between(low, high)))
-    return lines
+            name = f"the same: {STREAMS[stream]}"
+            lines.append(_line(name, mine.excess(full, within, stream)))
+    lines.append(_line("jump of it at the window", mine.jump(full, plan.window), at_most=0.01))
+    return [*lines, *_of_later(plan, findings)]
+
+
+def _of_later(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
+    """Cross-entropy from four times the context on."""
+    begin = 4 * plan.subject.context
+    name = "cross-entropy over the extended context's, from 4x on"
+    if plan.frames <= begin:
+        return [Line(name, None, below=0.0)]
+    later, mine = Span("from 4x on", begin, plan.frames), findings["hierarchical"]
+    arms = "hierarchical", "extended", "stock", "window"
+    nats = ", ".join(f"{arm} {_shown(findings[arm].nats(later)[0])}" for arm in arms)
+    beside = "cross-entropy over stock's ring's, from 4x on"
+    return [
+        _line(name, mine.excess(findings["extended"], later), f" nats: {nats}", below=0.0),
+        _line(beside, mine.excess(findings["stock"], later)),
+    ]
+
+
+def _line(name: str, row: Row, more: str = "", **target: Any) -> Line:
+    return Line(name, row[0], about=_between(*row[1:]) + more, **target)
 
 
 def _of_size(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
@@ -140,19 +165,17 @@ def _of_controls(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
     apart = excess(reset, window).row()[0]
     name = "memory reset beside window only, cross-entropy"
     lines = [Line(name, None if apart is None else abs(apart), at_most=1e-6)]
-    first, random = plan.spans[0], findings["random"]
-    if random.crossentropy is not None:
-        value, low, high = excess(random.crossentropy, window).row()
-        name = "random tokens beside window only, cross-entropy"
-        lines.append(Line(name, value, about=_between(low, high)))
+    random, alone = findings["random"], findings["window"]
+    name = "random tokens beside window only, cross-entropy"
+    lines.append(_line(name, random.excess(alone, Span("", 0, plan.frames))))
     if random.recalls:
-        value, low, high = relative(
-            random.recalls[first.name], findings["window"].recalls[first.name]
-        ).row()
+        first = plan.spans[0]
+        pair = random.early.recalls[first.name], alone.early.recalls[first.name]
+        value, low, high = apart_by(*pair).row()
         # "At or below": not above it by more than chance explains.
-        name = f"recall far, {first.name}, random tokens over window only, least of the interval"
+        name = f"recall far, {first.name}, random tokens less window only, most of the interval"
         about = f"{_shown(value)} {_between(low, high)}"
-        lines.append(Line(name, value if low is None else low, at_most=1.0, about=about))
+        lines.append(Line(name, high, at_most=MOST_BY_CHANCE, about=about))
     return lines
 
 

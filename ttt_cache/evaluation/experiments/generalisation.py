@@ -27,8 +27,8 @@ class Generalisation(Experiment):
         arms, measures = plan.arms(), (plan.listen(),)
         points = []
         for heard in _kinds(plan):
-            for name in ("full", "window"):
-                points.append(_on(Point(name, arms[name], measures), name, heard))
+            for name, arm in arms.items():
+                points.append(_on(Point(name, arm, measures), name, heard))
             for taught in _kinds(plan):
                 point = trained("", dict(plan.subject.settings))
                 point = replace(point, measures=measures, recipe=SWEEP, taught=taught)

@@ -22,13 +22,13 @@ from .base import Experiment, Plan
 
 LENGTHS = (8000, 16000, 32000)  # frames
 Kinds = dict[str, list[dict[str, Any]]]  # of an arm: by kind, a result for each length
-ARMS = ("full", "stock", "extended", "window", "hierarchical")
 
 
 class Pairs(Experiment):
     name = "pairs"
     about = "Is what is right likelier than what is wrong? After 8, 16 and 32 thousand frames."
     question = "Is what was told long ago still the likelier continuation?"
+    size = 19.0, 9.0
 
     def frames(self, subject: Subject) -> int:
         return LENGTHS[-1]
@@ -37,31 +37,43 @@ class Pairs(Experiment):
         whole_number("--rows of pairs", plan.rows, 2)  # what is told apart is two conversations
         whole_number("--frames of pairs", plan.frames, SEGMENT)
         lengths = (*(n for n in LENGTHS if n < plan.frames), plan.frames)
-        measure = Paired(plan.rows, lengths, plan.subject.far)
-        arms = plan.subject.arms(plan.frames + plan.subject.far + SEGMENT)  # questions come behind
-        return [Point(name, arms[name], (measure,)) for name in ARMS]
+        far = plan.subject.far
+        fillers = (
+            far,
+            far + plan.subject.context,
+        )  # beyond the window, and beyond stock Moshi's ring
+        measure = Paired(plan.rows, lengths, fillers)
+        arms = plan.subject.arms(plan.frames + fillers[-1] + SEGMENT)  # questions come behind
+        return [Point(name, arm, (measure,)) for name, arm in arms.items()]
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
-        found = {name: _by_kind(finding) for name, finding in findings.items()}
-        better = "Share of pairs with the right one more likely"
-        return [
-            _table(better, found, "share", share),
-            _table("Nats by which the right one is more likely", found, "margin", interval),
-        ]
+        tables = []
+        for filler, found in _by_filler(findings).items():
+            behind = f"{filler:,} frames behind the evidence" if filler else "right behind it"
+            better = f"Share of pairs with the right one more likely, {behind}"
+            more = f"Nats by which the right one is more likely, {behind}"
+            tables.append(_table(better, found, "share", share))
+            tables.append(_table(more, found, "margin", interval))
+        return tables
+
+    def glance(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
+        return self.tables(plan, findings)
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
-        found = {name: _by_kind(finding) for name, finding in findings.items()}
-        kinds = list(next(iter(found.values())))
-        every = figure.subplots(1, len(kinds), squeeze=False)[0]
-        for axes, kind in zip(every, kinds, strict=True):
-            curves = {
-                name: ([entry["length"] for entry in of[kind]], [e["share"] for e in of[kind]])
-                for name, of in found.items()
-            }
-            pictures.curves(axes, curves)
-            axes.set(title=f"against {kind}", xlabel="frames heard before", ylim=(0, 1.02))
-            axes.axhline(0.5, color="0.6", lw=0.8)
-        every[0].legend(fontsize=8)
+        fillers = _by_filler(findings)
+        kinds = list(next(iter(next(iter(fillers.values())).values())))
+        rows = figure.subplots(len(fillers), len(kinds), squeeze=False)
+        for (filler, found), row in zip(fillers.items(), rows, strict=True):
+            for axes, kind in zip(row, kinds, strict=True):
+                curves = {
+                    name: ([entry["length"] for entry in of[kind]], [e["share"] for e in of[kind]])
+                    for name, of in found.items()
+                }
+                pictures.curves(axes, curves)
+                axes.set(title=f"against {kind}, {filler:,} frames later", ylim=(0, 1.02))
+                axes.set_xlabel("frames heard before")
+                axes.axhline(0.5, color="0.6", lw=0.8)
+        rows[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _table(
@@ -80,8 +92,11 @@ def _table(
     return table
 
 
-def _by_kind(finding: Finding) -> Kinds:
-    found: Kinds = {}
-    for entry in Counted.from_json(finding.results["pairs"]).result():
-        found.setdefault(entry["kind"], []).append(entry)
+def _by_filler(findings: Mapping[str, Finding]) -> dict[int, dict[str, Kinds]]:
+    """By frames of filler and by arm."""
+    found: dict[int, dict[str, Kinds]] = {}
+    for name, finding in findings.items():
+        for entry in Counted.from_json(finding.results["pairs"]).result():
+            kinds = found.setdefault(entry["filler"], {}).setdefault(name, {})
+            kinds.setdefault(entry["kind"], []).append(entry)
     return found

@@ -28,11 +28,16 @@ TOP = 7 / 32  # share of the layers that the plan patches first
 
 
 class Sweep(Experiment):
-    """Points along one setting, beside full context and the window."""
+    """Points along one setting, beside every control.
+
+    Attributes:
+        axis: of the setting.
+        drawn: controls that are in the picture; every one is in the tables.
+    """
 
     rows = 4
-    axis: ClassVar[str]  # of the picture
-    references: ClassVar[tuple[str, ...]] = ("full", "extended", "window")
+    axis: ClassVar[str]
+    drawn: ClassVar[tuple[str, ...]] = ("full", "stock", "extended", "window")
 
     def along(self, plan: Plan) -> Iterable[Point]:
         """The points of the sweep itself."""
@@ -43,23 +48,27 @@ class Sweep(Experiment):
         return plan.listen()
 
     def points(self, plan: Plan) -> list[Point]:
-        arms = plan.arms()
         measures = self.listen(plan), Cost()
-        beside = [Point(name, arms[name], measures) for name in self.references]
+        beside = [Point(name, arm, measures) for name, arm in plan.arms().items()]
         return [*beside, *(replace(point, measures=measures) for point in self.along(plan))]
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
         spans = plan.ends
-        recalls = any(finding.recalls for finding in findings.values())
+        shown = {
+            name: finding
+            for name, finding in findings.items()
+            if finding.point.x is not None or name in self.drawn
+        }
+        recalls = any(finding.recalls for finding in shown.values())
         axes = figure.subplots(1, 2 if recalls else 1, squeeze=False)[0]
-        pictures.sweep(axes[-1], findings, spans, lambda f, span: f.nats(span), "nats per frame")
+        pictures.sweep(axes[-1], shown, spans, lambda f, span: f.nats(span), "nats per frame")
         axes[-1].set_yscale("log")
         if recalls:
             label = "recall beyond the window"
-            pictures.sweep(axes[0], findings, spans, lambda f, span: f.share(span), label)
+            pictures.sweep(axes[0], shown, spans, lambda f, span: f.share(span), label)
             axes[0].set_ylim(-0.02, 1.02)
         for each in axes:
-            self.scale(each, findings)
+            self.scale(each, shown)
         axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
     def scale(self, axes: Any, findings: dict[str, Finding]) -> None:
@@ -76,7 +85,7 @@ class Recent(Sweep):
     about = "The window from 50 to 1000 frames of 3000, with and without a memory beside it."
     question = "How much window does the memory replace?"
     axis = "recent (frames)"
-    references = ("full", "extended")
+    drawn = ("full", "stock", "extended")
 
     def windows(self, plan: Plan) -> list[int]:
         return [round(n * plan.subject.context / PLANNED_CONTEXT) for n in RECENT]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 from ..arms import Arm
 from ..protocol import Point
@@ -17,7 +16,6 @@ class Untrained(Listed):
     name = "untrained"
     about = "One layer patched and nothing trained: every memory, in the lowest and highest layer."
     question = "What does a memory do that nobody trained?"
-    references: ClassVar[tuple[str, ...]] = ("full", "stock")
 
     def along(self, plan: Plan) -> Iterable[Point]:
         count, given = plan.subject.layers, plan.subject.settings
