@@ -97,7 +97,7 @@ def test_relative_recall_is_paired():
     full = add(Recall(RECENT, CHUNK), conversation(flip=[5]), conversation(flip=[5]))
     arm = add(Recall(RECENT, CHUNK), conversation(), conversation())
     assert [float(x) for x in relative(arm, full)] == pytest.approx([2 / 3] * 3)
-    less = arm.share().value - full.share().value
+    less = float(arm.share().value - full.share().value)
     assert less < 0
     assert [float(x) for x in apart_by(arm, full)] == pytest.approx([less] * 3)
     kept = Recall.from_json(json.loads(json.dumps(arm.as_json())))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from ttt_cache.training.bar import Bar, status
 from ttt_cache.training.recorder import Recorder, read_metrics
@@ -81,7 +82,9 @@ def test_a_figure_is_a_number(tmp_path, value):
     assert len(lines(tmp_path)) == 1
 
 
-def test_resuming_repeats_nothing(tmp_path):
+def test_resuming_repeats_nothing(tmp_path, monkeypatch):
+    # Files of one second and process are read in the order of their names, where 10 is before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     record(tmp_path, range(1, 8))
     before = lines(tmp_path)
     record(tmp_path, range(5, 11))  # from the checkpoint of step 4
