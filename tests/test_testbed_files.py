@@ -16,8 +16,13 @@ from safetensors import safe_open
 
 import ttt_cache
 from ttt_cache import testbed
-from ttt_cache.evaluation.arms import controls
-from ttt_cache.evaluation.recipe import Course, Recipe
+from ttt_cache.config import CacheConfig
+from ttt_cache.evaluation.adapters import HISTORY, adapter_hash, base_hash
+from ttt_cache.evaluation.arms import controls, described
+from ttt_cache.evaluation.model import LESSONS
+from ttt_cache.evaluation.recipe import DEFAULT, Course, Recipe
+from ttt_cache.evaluation.source import TestbedSource
+from ttt_cache.evaluation.subject import TESTBED_SETTINGS
 from ttt_cache.report import report
 from ttt_cache.testbed import files
 from ttt_cache.testbed import vocabulary as v
@@ -69,6 +74,19 @@ def test_tokens_are_words() -> None:
 def test_there_is_no_mimi() -> None:
     with pytest.raises(FileNotFoundError, match="there-is-no-mimi"):
         testbed.checkpoint().get_mimi()
+
+
+@pytest.mark.parametrize("name", ["hierarchical", "hybrid", "random"])
+def test_shipped_adapters_are_what_the_recipe_gives(name: str, lm: LMModel) -> None:
+    history = json.loads((testbed.adapter(name) / HISTORY).read_text())
+    made = history["made"]
+    arm = controls(CONTEXT, CONFIG["num_layers"], TESTBED_SETTINGS, CONTEXT)[name]
+    recipe = arm.recipe or DEFAULT
+    config = CacheConfig.from_fields(arm.lesson)
+    expected = {"settings": described(lm, config), "recipe": recipe.made(), "base": base_hash(lm)}
+    expected |= {"source": TestbedSource(*LESSONS).name, "seed": 0}
+    assert made.items() >= json.loads(json.dumps(expected)).items()
+    assert history["adapter"] == adapter_hash(testbed.adapter(name))
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (testbed.FOLDER / "adapters").iterdir()))
