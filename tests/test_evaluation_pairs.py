@@ -10,7 +10,7 @@ from models import SMALL, stir, tiny_lm
 import ttt_cache
 from ttt_cache.evaluation import continuations
 from ttt_cache.evaluation.continuations import (
-    NEVER,
+    FREE,
     OLD,
     OTHER,
     RECORDING,
@@ -121,7 +121,7 @@ def said(codes, row):
 @pytest.mark.parametrize("level", ["few", "many", "rewritten"])
 def test_every_known_fact_is_asked_for_rightly_and_wrongly(level):
     made, codes, teller = talks(level)
-    questions = [q for q in teller.questions(codes) if NEVER in q.bad]
+    questions = [q for q in teller.questions(codes) if FREE in q.bad]
     for row, talk in enumerate(made):
         told = codes[row, v.USER]
         values = set(
@@ -130,7 +130,7 @@ def test_every_known_fact_is_asked_for_rightly_and_wrongly(level):
         now = {key: fact.value for key, fact in talk.facts.items()}
         asked = set()
         for question in questions:
-            never, other, old = (question.bad[kind] for kind in (NEVER, OTHER, OLD))
+            never, other, old = (question.bad[kind] for kind in (FREE, OTHER, OLD))
             if not never[1][row]:
                 assert not other[1][row] and not old[1][row]
                 continue
@@ -154,7 +154,7 @@ def test_where_all_was_told_the_longest_forgotten_value_is_wrong():
     assert len(known.told) == v.VALUES
     now = set(known.now.values())
     expected = next(value for value in known.told if value not in now)
-    wrong = {said(q.bad[NEVER][0], 0)[1] for q in teller.questions(codes) if NEVER in q.bad}
+    wrong = {said(q.bad[FREE][0], 0)[1] for q in teller.questions(codes) if FREE in q.bad}
     assert wrong == {expected}
     told = codes[0, v.USER] - v.FIRST_VALUE
     last = {value: int((told == value).nonzero()[-1]) for value in set(range(v.VALUES)) - now}
@@ -194,26 +194,40 @@ def test_filler_is_that_of_the_conversation():
 
 
 def test_recordings_go_on_as_they_do_or_as_another():
-    codes = torch.randint(0, 9, (3, 5, 100))
-    questions = list(RecordedTeller().questions(codes))
+    codes, teller = torch.randint(0, 9, (4, 5, 100)), RecordedTeller(4)
+    teller.hear(codes[:, :, :60])
+    teller.hear(codes[:, :, 60:])
+    filler, questions = teller.filler(130), list(teller.questions(codes))
     assert len(questions) == 2
-    for shift, question in enumerate(questions, 1):
-        bad, there = question.bad[RECORDING]
-        assert there.all() and torch.equal(question.good, codes[:, :, : continuations.LENGTH])
-        for row in range(3):
+    for row in range(4):
+        others = {(row - shift) % 4 for shift in (1, 2)}
+        assert len(others | {row, (row + 1) % 4}) == 4  # the filler is of none that is compared
+        heard = codes[(row + 1) % 4]
+        assert torch.equal(filler[row], torch.cat([heard, heard[:, :30]], dim=1))
+        for shift, question in enumerate(questions, 1):
+            bad, there = question.bad[RECORDING]
+            assert there.all() and torch.equal(question.good, codes[:, :, : continuations.LENGTH])
             assert torch.equal(bad[row], codes[row - shift, :, : continuations.LENGTH])
-    lm = testbed_lm()
-    found = pairs(lm, Recorded(), [SEGMENT, 2 * SEGMENT], rows=3, fillers=[FAR])
-    pieces = list(Recorded().pieces(3, 2 * SEGMENT, 0))
-    (one, two) = found.result()
-    # Two others of each row, at places 0 and 1, then at all three; nothing is put before them.
-    assert one["filler"] == two["filler"] == 0
-    assert (one["pairs"], two["pairs"]) == (12, 18) and one["kind"] == RECORDING
-    before, ahead = (piece.codes for piece in pieces)
-    margin = from_scratch(lm, before, ahead[:, :, :64]) - from_scratch(
-        lm, before, ahead.roll(1, 0)[:, :, :64]
-    )
-    assert margin.isfinite().all()
+
+
+def test_recordings_are_asked_behind_filler_and_once_something_was_heard():
+    lm, fillers = testbed_lm(), [FAR, FARTHER]
+    found = pairs(lm, Recorded(), [SEGMENT, 2 * SEGMENT], rows=3, fillers=fillers).result()
+    places = [(line["length"], line["filler"], line["pairs"], line["kind"]) for line in found]
+    # One other of each row, after the first piece, and then after the second, too.
+    expected = [(SEGMENT, filler, 3, RECORDING) for filler in fillers]
+    assert places == expected + [(2 * SEGMENT, filler, 6, RECORDING) for filler in fillers]
+    before, ahead = (piece.codes for piece in Recorded().pieces(3, 2 * SEGMENT, 0))
+    for line, filler in zip(found, fillers, strict=False):
+        heard = torch.cat([before, before.roll(-1, 0)[:, :, :filler]], dim=2)
+        ways = ahead[:, :, : continuations.LENGTH]
+        margin = from_scratch(lm, heard, ways) - from_scratch(lm, heard, ways.roll(1, 0))
+        assert line["margin"][0] == pytest.approx(margin.mean().item(), abs=1e-3)
+
+
+def test_two_recordings_are_too_few():
+    with pytest.raises(ValueError, match="rows of recordings must be at least 3, got 2"):
+        pairs(testbed_lm(), Recorded(), [SEGMENT], rows=2, fillers=[FAR])
 
 
 def test_codes_that_one_recording_lacks_count_in_neither(monkeypatch):
@@ -222,7 +236,8 @@ def test_codes_that_one_recording_lacks_count_in_neither(monkeypatch):
     holes = torch.zeros(3, 5, 2 * SEGMENT, dtype=torch.bool)
     holes[1, v.TEXT, SEGMENT + 5 : SEGMENT + 40] = True
     holes[1, v.MOSHI_VOICE, SEGMENT + 10] = True
-    holes[2, :3, SEGMENT - 1 :] = True  # Moshi lacks all of it
+    holes[2, :3, SEGMENT:] = True  # Moshi lacks all of it, as it does
+    holes[0, :3, FAR - 1] = True  # the end of the filler, of which a code is predicted later
     whole = torch.cat([piece.codes for piece in Recorded().pieces(3, 2 * SEGMENT, 0)], dim=2)
     whole = whole.masked_fill(holes, lm.zero_token_id)
 
@@ -232,17 +247,17 @@ def test_codes_that_one_recording_lacks_count_in_neither(monkeypatch):
 
     pairs(lm, Lacking(), [SEGMENT], rows=3, fillers=[FAR])
     before, ahead = whole[:, :, :SEGMENT], whole[:, :, SEGMENT : SEGMENT + continuations.LENGTH]
-    assert len(seen) == 4  # two others of each row, at places 0 and 1; the holes are at the latter
-    for shift, margin in enumerate(seen[2:], 1):
-        nats = []
-        for part in (ahead, ahead.roll(shift, 0)):
-            heard = torch.cat([before, part], dim=2)
-            nats.append(Forcing(lm, 3).feed(heard).nats[:, :, SEGMENT:].double())
-        right, wrong = nats
-        assert not torch.equal(right.isnan(), wrong.isnan())
-        each = wrong - right  # NaN where either is
-        assert torch.allclose(margin[:2], each[:2].nansum((1, 2)), atol=2e-4)
-        assert each[2].isnan().all() and margin[2].isnan()
+    before = torch.cat([before, before.roll(-1, 0)[:, :, :FAR]], dim=2)
+    (margin,) = seen  # one other of each row
+    nats = []
+    for part in (ahead, ahead.roll(1, 0)):
+        heard = torch.cat([before, part], dim=2)
+        nats.append(Forcing(lm, 3).feed(heard).nats[:, :, SEGMENT + FAR :].double())
+    right, wrong = nats
+    assert not torch.equal(right.isnan(), wrong.isnan())
+    each = wrong - right  # NaN where either is
+    assert torch.allclose(margin[:2], each[:2].nansum((1, 2)), atol=2e-4)
+    assert each[2].isnan().all() and margin[2].isnan()
 
 
 def test_a_model_that_has_exploded_wins_no_pair():
@@ -259,7 +274,7 @@ def test_conversations_that_end_too_early_are_refused():
             return super().pieces(rows, min(frames, 300), seed)
 
     with pytest.raises(ValueError, match=r"recorded, which end after 300 frames, got \[256, 512\]"):
-        pairs(testbed_lm(), Short(), [SEGMENT, 2 * SEGMENT], rows=2, fillers=[FAR])
+        pairs(testbed_lm(), Short(), [SEGMENT, 2 * SEGMENT], rows=3, fillers=[FAR])
 
 
 @pytest.mark.parametrize("lengths", [[], [100], [600, 300], [300, 300]])

@@ -11,15 +11,16 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ttt_cache.checks import whole_number
 from ttt_cache.testbed import vocabulary as v
 from ttt_cache.testbed.stream import Conversation, Frame, Level, collate
 
-NEVER, OTHER, OLD, VOICE = "never told", "another key's", "overwritten", "another voice"
+FREE, OTHER, OLD, VOICE = "no key's", "another key's", "overwritten", "another voice"
 RECORDING = "another recording"
 
 TURNS = 4  # that Moshi is given at one place
 LENGTH = 64  # frames of recordings that are compared, 5 s
-REMEMBERED = 512  # frames of filler of a conversation
+REMEMBERED = 512  # frames of a conversation that filler is made of
 
 
 Ways = list[list[Frame] | None]  # to go on with one conversation, the right one first
@@ -55,11 +56,6 @@ class Teller(Protocol):
         """The next frames, `[B, K, S]`."""
         ...
 
-    @property
-    def fills(self) -> bool:
-        """Whether it has filler to put before its questions."""
-        ...
-
     def filler(self, frames: int) -> Tensor:
         """What comes before the questions, `[B, K, frames]`: the evidence leaves windows."""
         ...
@@ -72,20 +68,32 @@ class Teller(Protocol):
 class RecordedTeller:
     """The true continuation of a recording, against those of the other conversations.
 
-    Nothing is put before it, so it follows from what was heard just now, within the window.
+    Before them comes what was last heard in the next conversation, alike for the right one and the
+    wrong ones, which are of neither: whose voice and words go on has left the window by then.
+
+    Args:
+        rows: conversations, at least 3.
     """
 
-    kinds, places, fills = (RECORDING,), 6, False
+    kinds, places = (RECORDING,), 6
+
+    def __init__(self, rows: int) -> None:
+        self.rows = whole_number("rows of recordings", rows, 3)
+        self.heard: Tensor | None = None
 
     def hear(self, codes: Tensor) -> None:
-        pass
+        parts = [codes] if self.heard is None else [self.heard, codes]
+        self.heard = torch.cat(parts, dim=2)[:, :, -REMEMBERED:]
 
     def filler(self, frames: int) -> Tensor:
-        raise RuntimeError("a recording has no filler")
+        """From the beginning again where more is wanted than is remembered."""
+        assert self.heard is not None
+        index = torch.arange(frames) % self.heard.shape[2]
+        return self.heard.roll(-1, dims=0)[:, :, index]
 
     def questions(self, ahead: Tensor) -> Iterator[Question]:
-        good, everywhere = ahead[:, :, :LENGTH], torch.ones(len(ahead), dtype=torch.bool)
-        for shift in range(1, len(ahead)):
+        good, everywhere = ahead[:, :, :LENGTH], torch.ones(self.rows, dtype=torch.bool)
+        for shift in range(1, self.rows - 1):  # the last one would be the filler's
             yield Question(good, {RECORDING: (good.roll(shift, dims=0), everywhere)})
 
 
@@ -93,14 +101,14 @@ class TestbedTeller:
     """Asks for facts and has Moshi speak, behind filler of the conversation's own.
 
     At a place every known key is asked for once. Instead of its value Moshi says, as wrong
-    continuations, one that was never told (in the manner of sWUGGY, a word against none; where all
-    have been told, that of longest ago which no key has now), that of another key, or the one that
-    the key had before (in the manner of StoryCloze, an ending against another). And Moshi, given
+    continuations, one that no key has (never told, in the manner of sWUGGY, a word against none;
+    where all have been told, that of longest ago), that of another key, or the one that the key
+    had before (in the manner of StoryCloze, an ending against another). And Moshi, given
     the turn, goes on in its voice or in another (agreement, in the manner of sBLIMP).
     """
 
     __test__ = False  # its name begins like a test's
-    kinds, places, fills = (NEVER, OTHER, OLD, VOICE), 1, True
+    kinds, places = (FREE, OTHER, OLD, VOICE), 1
 
     def __init__(self, rows: int, rng: random.Random) -> None:
         self.rng = rng
@@ -120,7 +128,7 @@ class TestbedTeller:
         for place in range(max(map(len, keys))):
             asked = [row[place] if place < len(row) else None for row in keys]
             pairs = zip(self.known, asked, strict=True)
-            yield _question((NEVER, OTHER, OLD), [self._answers(*pair) for pair in pairs])
+            yield _question((FREE, OTHER, OLD), [self._answers(*pair) for pair in pairs])
         for _ in range(TURNS):
             yield _question((VOICE,), [self._turns(known) for known in self.known])
 

@@ -1,10 +1,8 @@
 """Paired likelihoods: is what is right more likely than what is not, long after it was told?
 
 Zero-shot, as sWUGGY and sBLIMP (arXiv 2011.11588) and the spoken StoryCloze (arXiv 2305.13009) are
-for speech models. In the testbed filler comes behind the evidence, as much as is wanted: enough to
-put it beyond the window, or beyond stock Moshi's ring.
-Recordings just go on, so there the evidence is, above all, the window before, not what is beyond
-it: such pairs show that a model still goes on from what it has just heard, not that it remembers.
+for speech models. Filler comes behind the evidence, as much as is wanted: enough to put it beyond
+the window, or beyond stock Moshi's ring.
 
 The likelihood of a continuation is that of all its tokens of Moshi's streams, text and codebooks,
 each given those before it. Codes that one of the two lacks count in neither.
@@ -105,18 +103,17 @@ def pairs(
     """Compare likelihoods after so many frames of each conversation.
 
     Conversations are heard once; at each length the model's state is forked for every continuation.
-    Of the testbed, questions are those of `TestbedTeller`, behind so many frames of filler; of
-    other data those of `RecordedTeller`, right behind what was heard: the window has the evidence.
+    Questions are those of `TestbedTeller`, of other data those of `RecordedTeller`.
 
     Args:
         lm: the patched model, as in `Forcing`.
         lengths: in frames, rising; questions are at the last ends of pieces up to each.
-        rows: conversations, at least 2.
-        fillers: frames, each of them for the same conversations; of no use on recordings.
+        rows: conversations, at least 2; of recordings at least 3.
+        fillers: frames before a question, each of them for the same conversations.
 
     Raises:
-        ValueError: lengths or fillers are none or do not rise, a length is below one piece of 256
-            frames, or the source's conversations end before the last of them.
+        ValueError: rows are too few, lengths or fillers are none or do not rise, a length is below
+            one piece of 256 frames, or the source's conversations end before the last of them.
         RuntimeError: what the model makes of a code is not finite.
     """
     rows = whole_number("rows", rows, 2)
@@ -130,10 +127,10 @@ def pairs(
     for piece in source.pieces(rows, last + SEGMENT, seed):
         if found is None or teller is None:
             teller = _teller(piece, rows, seed)
-            put = fillers if teller.fills else (0,)
-            found = Pairs(teller.kinds, [Place(n, filler) for n in lengths for filler in put], rows)
+            places = [Place(length, filler) for length in lengths for filler in fillers]
+            found = Pairs(teller.kinds, places, rows)
         for place in found.places:
-            if 0 <= place.length - start < teller.places * SEGMENT:
+            if start and 0 <= place.length - start < teller.places * SEGMENT:
                 for kind, margin in _margins(forcing, teller, piece.codes, place.filler):
                     found.add(kind, place, margin)
         if start + piece.codes.shape[2] > last:
@@ -148,7 +145,9 @@ def pairs(
 
 
 def _teller(piece: Piece, rows: int, seed: int) -> Teller:
-    return TestbedTeller(rows, random.Random(f"pairs {seed}")) if piece.marks else RecordedTeller()
+    return (
+        TestbedTeller(rows, random.Random(f"pairs {seed}")) if piece.marks else RecordedTeller(rows)
+    )
 
 
 def _margins(

@@ -34,14 +34,12 @@ class Pairs(Experiment):
         return LENGTHS[-1]
 
     def points(self, plan: Plan) -> list[Point]:
-        whole_number("--rows of pairs", plan.rows, 2)  # what is told apart is two conversations
+        # What is told apart is two conversations; of recordings a third one comes between.
+        whole_number("--rows of pairs", plan.rows, 2 if plan.subject.is_testbed else 3)
         whole_number("--frames of pairs", plan.frames, SEGMENT)
         lengths = (*(n for n in LENGTHS if n < plan.frames), plan.frames)
         far = plan.subject.far
-        fillers = (
-            far,
-            far + plan.subject.context,
-        )  # beyond the window, and beyond stock Moshi's ring
+        fillers = far, far + plan.subject.context  # beyond the window, and stock Moshi's ring
         measure = Paired(plan.rows, lengths, fillers)
         arms = plan.subject.arms(plan.frames + fillers[-1] + SEGMENT)  # questions come behind
         return [Point(name, arm, (measure,)) for name, arm in arms.items()]
@@ -49,7 +47,7 @@ class Pairs(Experiment):
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
         tables = []
         for filler, found in _by_filler(findings).items():
-            behind = f"{filler:,} frames behind the evidence" if filler else "right behind it"
+            behind = f"{filler:,} frames behind the evidence"
             better = f"Share of pairs with the right one more likely, {behind}"
             more = f"Nats by which the right one is more likely, {behind}"
             tables.append(_table(better, found, "share", share))
