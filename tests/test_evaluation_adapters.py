@@ -45,6 +45,7 @@ def test_it_is_trained_once_and_kept(tmp_path, monkeypatch):
     history = json.loads((kept / "training.json").read_text())
     assert len(history["tune"]) == 1 and history["distill"].keys() == {"0", "1"}
     assert history["made"]["base"] == base_hash(lm)
+    assert history["adapter"] == adapter_hash(kept)
     monkeypatch.setattr(adapters, "_train", None)  # not called again
     assert make(lm, tmp_path) == kept
     with ttt_cache.load_adapter(lm, kept) as handle:
@@ -135,6 +136,27 @@ def test_a_last_stage_that_fails_leaves_the_model_as_it_was(tmp_path, monkeypatc
     assert list(lm.state_dict()) == before
     with ttt_cache.patch(lm, **SETTINGS):
         pass
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter_is_named(name, tmp_path):
+    kept = make(tiny(), tmp_path)
+    (kept / name).unlink()
+    with pytest.raises(ValueError, match=rf"{kept.name} is damaged, it has no {name}; delete it"):
+        make(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize(("longest", "fits"), [(39, False), (40, True), (None, True)])
+def test_too_short_recordings_are_refused_before_the_first_step(longest, fits, monkeypatch):
+    source = TestbedSource("few")
+    monkeypatch.setattr(source, "longest", longest, raising=False)
+    steps = replace(recipe(frames=1), tune=Course(((40, 1, 1),), lr=1e-3))
+    if fits:
+        adapters.require_lessons(source, steps)
+        return
+    monkeypatch.setattr(adapters, "_train", None)  # never called
+    with pytest.raises(ValueError, match=r"sequences of 40 frames .* has 39 frames together"):
+        adapter_for(tiny(), source, SETTINGS, steps, Path("nowhere"))
 
 
 def test_settings_without_weights_are_refused(tmp_path):

@@ -88,6 +88,17 @@ def test_the_window_is_between_its_shortest_and_its_longest(tmp_path):
     assert not torch.allclose(window, least) and not torch.allclose(window, most)
 
 
+def test_a_window_costs_what_a_bare_one_does():
+    lm = tiny()
+    held = {}
+    for name in ("window", "longest", "mean"):
+        with ARMS[name].costed.on(lm):
+            held[name] = ttt_cache.report(lm).patched_bytes
+    assert held["window"] == held["longest"] < held["mean"]
+    assert ARMS["window"].costed.settings["recent"] == N + C - 1
+    assert ARMS["mean"].costed is ARMS["mean"]
+
+
 def after_two_pasts(name, tmp_path):
     """An arm's outputs from frame 70 on, of codes that differ in their first 50 frames alone."""
     lm = tiny(num_layers=1)

@@ -132,6 +132,27 @@ def test_wide_windows_are_trained_on_long_sequences(tmp_path):
     assert made["recipe"]["distill"]["stages"] == [[56, 2, 1]]  # twice (24 + 4)
 
 
+def test_a_cost_is_that_of_the_leanest_form(tmp_path):
+    """What computes more state than it needs is heard as it is, and costed without."""
+    lean = {"recent": 9, "memory": "none"}
+    arm = protocol.Arm("window", "", {"recent": 6, "memory": "none"}, lean=lean)
+    bench(tmp_path).evaluate([Point("window", arm, (Counting(), Cost(2)))])
+    held = [json.loads(path.read_text())["made"] for path in (tmp_path / "results").glob("*.json")]
+    recents = {made["measure"]: made["arm"]["recent"] for made in held}
+    assert recents == {"Counting": 6, "Cost": 9}
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    source = TestbedSource("few")
+    monkeypatch.setattr(source, "longest", 39, raising=False)
+    arm = protocol.Arm("memory", "", SETTINGS, trained=True)
+    points = [window(4), Point("memory", arm, (Counting(),), recipe=recipe(frames=40))]
+    with pytest.raises(ValueError, match="sequences of 40 frames"):
+        bench(tmp_path, subject(source=source)).evaluate(points)
+    assert not Counting.seen
+    assert list(bench(tmp_path, subject(source=source)).evaluate(points, ["window 4"]))
+
+
 def test_points_that_another_process_works_on_come_last(tmp_path):
     points, given = [window(4), window(5)], bench(tmp_path)
     taken, done = threading.Event(), threading.Event()

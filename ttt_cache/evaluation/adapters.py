@@ -63,9 +63,11 @@ def adapter_for(
         the adapter's folder, for `ttt_cache.load_adapter`; beside it stands `training.json`.
 
     Raises:
-        ValueError: the settings do not fit the model, or leave nothing to train.
+        ValueError: the settings do not fit the model, or leave nothing to train; the source's
+            conversations are too short; or files of a kept adapter are missing.
         RuntimeError: a loss was not finite.
     """
+    require_lessons(source, recipe)
     config = CacheConfig.from_fields(settings)
     made = {
         "format": FORMAT,
@@ -81,10 +83,27 @@ def adapter_for(
             with _whole(kept) as unfinished:
                 began = time.perf_counter()
                 history = _train(lm, source, config, recipe, seed, unfinished, progress)
-                history |= {"made": made, "seconds": time.perf_counter() - began}
+                history |= {"adapter": adapter_hash(unfinished), "made": made}
+                history["seconds"] = time.perf_counter() - began
                 history["date"] = datetime.now(UTC).isoformat(timespec="seconds")
                 (unfinished / HISTORY).write_text(json.dumps(history) + "\n", encoding="utf-8")
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (kept / name).is_file():
+            raise ValueError(
+                f"{kept} is damaged, it has no {name}; delete it, and the same command trains the "
+                "adapter again"
+            )
     return kept
+
+
+def require_lessons(source: Source, recipe: Recipe) -> None:
+    """Raise `ValueError` if a source's conversations are shorter than a recipe's sequences."""
+    longest = max((frames for frames, *_ in recipe.lessons), default=0)
+    if source.longest is not None and source.longest < longest:
+        raise ValueError(
+            f"{source.name}: sequences of {longest} frames are to be learned from, and what there "
+            f"is to train on has {source.longest} frames together"
+        )
 
 
 @contextmanager

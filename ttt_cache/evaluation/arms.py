@@ -29,11 +29,12 @@ class Arm:
     """One side of a comparison.
 
     Attributes:
-        name: as in tables, files and `--arms`.
-        about: one sentence.
+        name: as in tables and files.
+        about: one sentence, shown below the tables.
         settings: keywords of `ttt_cache.patch`.
         trained: it is measured with an adapter that was trained; else as it is drawn.
         recipe: how that is trained, where it cannot be as others are.
+        lean: settings with as many frames in less state, if there are: what it costs is theirs.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     trained: bool = False
     recipe: Recipe | None = None
+    lean: Mapping[str, Any] | None = None
+
+    @property
+    def costed(self) -> Arm:
+        """The arm that is measured for what this one costs."""
+        return self if self.lean is None else replace(self, settings=self.lean, lean=None)
 
     @property
     def lesson(self) -> dict[str, Any]:
@@ -138,7 +145,7 @@ def controls(context: int, layers: int, settings: Mapping[str, Any], frames: int
         for name in ("memory_heads", "memory_dim", "hidden_dim", "chunk")
         if name in settings
     }
-    window = {**kept, "memory": "none"}
+    bare = _bare(settings)
     slots = {**settings, "gate": "joint", "source": "hidden", "read": "virtual"}
     arms = [
         Arm("full", "every frame is kept", {"memory": "none", "recent": max(frames, context)}),
@@ -148,17 +155,13 @@ def controls(context: int, layers: int, settings: Mapping[str, Any], frames: int
             f"a ring of {round(EXTENDED * context)} frames, beyond what the model was trained with",
             {"memory": "none", "recent": round(EXTENDED * context)},
         ),
+        window(settings),
+        Arm("longest", "a window that always has as many frames as theirs at its longest", bare),
         Arm(
-            "window",
-            "the frames that the memory's layers see exactly, and nothing of the memory",
-            window_of(settings),
+            "sinks",
+            f"the window and the first {SINKS} frames",
+            {**kept, "memory": "none", "sinks": SINKS},
         ),
-        Arm(
-            "longest",
-            "a window that always has as many frames as theirs has at its longest",
-            {**window, "recent": _longest(whole)},
-        ),
-        Arm("sinks", f"the window and the first {SINKS} frames", {**window, "sinks": SINKS}),
         Arm("mean", "one token: the mean of what is older", {**kept, "memory": "mean"}),
         Arm(
             "cluster",
@@ -189,22 +192,30 @@ def controls(context: int, layers: int, settings: Mapping[str, Any], frames: int
     return {arm.name: arm for arm in arms}
 
 
-def window_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+def window(settings: Mapping[str, Any]) -> Arm:
     """The window that goes with a memory of these settings, and nothing of the memory.
 
     Where frames leave a memory's window in chunks, it has a memory without a share in the output,
     so that it waits for whole chunks as theirs does.
     """
-    names = "layers", "recent", "chunk", "sinks"
-    kept = {name: settings[name] for name in names if name in settings}
+    about = "the frames that the memory's layers see exactly, and nothing of the memory"
+    bare = _bare(settings)
     if settings.get("write") == "arrived":
-        return {**kept, "memory": "none"}
-    return {**kept, "memory": "mean", "gate": "fixed", "alpha": 1.0}
+        return Arm("window", about, bare)
+    waiting = {**bare, "recent": settings.get("recent", CacheConfig().recent)}
+    waiting |= {"memory": "mean", "gate": "fixed", "alpha": 1.0}
+    return Arm("window", about, waiting, lean=bare)
 
 
-def _longest(config: CacheConfig) -> Any:
-    """Frames that a window with a memory holds just before a chunk leaves it."""
+def _bare(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A window of what one with a memory holds just before a chunk leaves it."""
+    config = CacheConfig.from_fields(settings)
     waiting = 0 if config.write == "arrived" else config.chunk - 1
-    if isinstance(config.recent, Mapping):
-        return {layer: frames + waiting for layer, frames in config.recent.items()}
-    return None if config.recent is None else config.recent + waiting
+    recent = config.recent
+    if isinstance(recent, Mapping):
+        recent = {layer: frames + waiting for layer, frames in recent.items()}
+    elif recent is not None:
+        recent += waiting
+    names = "layers", "chunk", "sinks"
+    kept = {name: settings[name] for name in names if name in settings}
+    return {**kept, "memory": "none", "recent": recent}

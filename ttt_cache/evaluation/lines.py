@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -28,6 +28,10 @@ class Line:
     above: float | None = None
     below: float | None = None
     about: str = ""
+
+    def unmeasured(self) -> Line:
+        """The same where what was measured is not what the target is about."""
+        return replace(self, value=None, about="")
 
     @property
     def target(self) -> str:

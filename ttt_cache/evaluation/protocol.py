@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ttt_cache.config import CacheConfig
 
-from .adapters import adapter_for, adapter_hash, base_hash
+from .adapters import adapter_for, adapter_hash, base_hash, require_lessons
 from .arms import Arm, described
 from .checkpoint import Results, key_of, lock
 from .measures import Cost, Measure, Run, Speak
@@ -81,8 +81,14 @@ class Bench:
 
         Args:
             only: names of points; all by default.
+
+        Raises:
+            ValueError: conversations are too short to train on or to measure; files are damaged.
         """
         todo = [point for point in points if only is None or point.name in only]
+        for point in todo:  # at once, not when its turn comes after hours
+            if point.arm.trained and self._ready(point) is None:
+                require_lessons(*self._lessons(point))
         found: Found = {}
         self.wanted = sum(len(point.measures) for point in todo)
         with self._bar(self.wanted) as (bar, task):
@@ -103,24 +109,32 @@ class Bench:
 
     def adapter(self, point: Point) -> Path | None:
         """The trained weights of a point, trained now if need be; `None` if it takes none."""
-        arm, subject = point.arm, self.subject
-        if not arm.trained:
+        if not point.arm.trained:
             return None
-        ready = subject.trained_already(arm)
-        if point.recipe is None and ready is not None:
+        if (ready := self._ready(point)) is not None:
             return ready
+        source, recipe = self._lessons(point)
+        return adapter_for(
+            self.subject.lm,
+            source,
+            point.arm.lesson,
+            recipe,
+            self.adapters,
+            self.subject.seed,
+            progress=self.console.is_terminal,
+        )
+
+    def _ready(self, point: Point) -> Path | None:
+        """The adapter of a point that is not trained here."""
+        return None if point.recipe else self.subject.trained_already(point.arm)
+
+    def _lessons(self, point: Point) -> tuple[Source, Recipe]:
+        """What the adapter of a point learns from, and how."""
+        arm, subject = point.arm, self.subject
         recipe = (point.recipe or arm.recipe or DEFAULT).stretched(subject.context)
         # Half of a sequence, if the context allows, is to be remembered.
         least = min(2 * frames_seen(arm.lesson), subject.context)
-        return adapter_for(
-            subject.lm,
-            point.taught or subject.taught or subject.source,
-            arm.lesson,
-            recipe.beyond(least),
-            self.adapters,
-            subject.seed,
-            progress=self.console.is_terminal,
-        )
+        return point.taught or subject.taught or subject.source, recipe.beyond(least)
 
     def _measure(self, point: Point, bar: Progress, task: Any) -> dict[str, Any]:
         bar.update(task, what=f"{point.name}: adapter")
@@ -129,14 +143,16 @@ class Bench:
         common = {
             "format": FORMAT,
             "base": base_hash(subject.lm),
-            "arm": described(subject.lm, CacheConfig.from_fields(point.arm.settings)),
             "adapter": adapter_hash(adapter),
             "source": source.name,
             "seed": subject.seed,
         }
         found: dict[str, Any] = {DATES: {}}
         for measure in point.measures:
-            made = {**common, "measure": type(measure).__name__, "of": as_json(measure)}
+            arm = point.arm.costed if isinstance(measure, Cost) else point.arm
+            config = CacheConfig.from_fields(arm.settings)
+            made = {**common, "arm": described(subject.lm, config)}
+            made |= {"measure": type(measure).__name__, "of": as_json(measure)}
             if isinstance(measure, TIMED):
                 made["machine"] = machine(subject.lm.device)
             kept = self.results.get(made)
@@ -144,7 +160,7 @@ class Bench:
                 bar.update(task, what=f"{point.name}: {measure.name}")
                 began = time.perf_counter()
                 counted = _Counted(source, bar, task, f"{point.name}: {measure.name}")
-                with point.arm.on(subject.lm, adapter) as handle:
+                with arm.on(subject.lm, adapter) as handle:
                     run = Run(subject.lm, handle, counted, subject.seed)
                     result = as_json(measure(run))
                 kept = self.results.put(made, result, time.perf_counter() - began)

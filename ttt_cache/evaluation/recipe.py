@@ -86,6 +86,11 @@ class Recipe:
     def steps(self) -> int:
         return sum(course.steps for course in self._courses.values())
 
+    @property
+    def lessons(self) -> tuple[tuple[int, int, int], ...]:
+        """All stages that take sequences from their first frame to their last."""
+        return self.distill.stages + self.tune.stages
+
     def made(self) -> dict[str, Any]:
         """What tells its adapters from another recipe's: nothing of a stage that has no steps."""
         unused = () if self.last.steps else ("last", "longest", "slower")

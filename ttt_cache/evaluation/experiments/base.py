@@ -30,6 +30,7 @@ from ..tables import (
 
 BINS = {"age": "frames ago", "load": "facts known", "rewritten": "times overwritten"}
 TIMES = (1, 4, 8, 32, 96)  # lengths that are looked at, in contexts of the model
+EARLY = 8  # times as many conversations tell how they begin
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,14 @@ class Plan:
         """The most frames that a layer with a memory sees exactly, before a chunk leaves it."""
         return self.subject.far - 1
 
-    @property
-    def straddles(self) -> bool:
-        """Whether conversations go beyond the window, if there is one."""
-        return 0 < self.window < self.frames
-
     def listen(self) -> Listen:
         chunk = CacheConfig.from_fields(self.subject.settings).chunk
         return Listen(self.rows, self.frames, self.subject.far - chunk, chunk, self.spans)
 
     def early(self) -> Early:
-        """As many frames of a context each, from so many more conversations."""
-        context = min(self.frames, self.subject.context)
-        listen = replace(self, rows=self.rows * (self.frames // context), frames=context).listen()
-        return Early(**vars(listen))
+        """A context each of more conversations."""
+        frames = min(self.frames, self.subject.context)
+        return Early(**vars(replace(self, rows=EARLY * self.rows, frames=frames).listen()))
 
     def arms(self) -> dict[str, Arm]:
         return self.subject.arms(self.frames)
@@ -133,9 +128,8 @@ class Experiment:
                 tables += [recall_by_table(findings, span, by, what) for span in plan.ends]
         tables.append(nats_table(findings, plan.spans, self.beside))
         tables += [parts_table(findings, span) for span in plan.ends]
-        if plan.straddles:
-            tables.append(jump_table(findings, plan.window, self.beside))
-            tables.append(slope_table(findings, plan.window))
+        tables.append(jump_table(findings, plan.window, self.beside))
+        tables.append(slope_table(findings, plan.window))
         for measure, table in (("mass", mass_table), ("cost", cost_table)):
             having = {name: f for name, f in findings.items() if measure in f.results}
             tables += [table(having)] if having else []

@@ -42,12 +42,14 @@ class Controls(Experiment):
         return [Point(name, arm, measures(name)) for name, arm in plan.arms().items()]
 
     def lines(self, plan: Plan, findings: dict[str, Finding]) -> Sequence[Line]:
-        return [
+        heard = [
             *_of_recall(plan, findings),
             *_of_crossentropy(plan, findings),
-            *_of_size(plan, findings),
             *_of_controls(plan, findings),
         ]
+        if plan.frames < plan.subject.context:  # targets are of whole contexts
+            heard = [line.unmeasured() for line in heard]
+        return [*heard, *_of_size(plan, findings)]
 
     def draw(self, plan: Plan, findings: dict[str, Finding], figure: Figure) -> None:
         recalls = any(finding.recalls for finding in findings.values())
@@ -166,8 +168,8 @@ def _of_controls(plan: Plan, findings: dict[str, Finding]) -> list[Line]:
     name = "memory reset beside window only, cross-entropy"
     lines = [Line(name, None if apart is None else abs(apart), at_most=1e-6)]
     random, alone = findings["random"], findings["window"]
-    name = "random tokens beside window only, cross-entropy"
-    lines.append(_line(name, random.excess(alone, Span("", 0, plan.frames))))
+    name = "random tokens over window only, cross-entropy"
+    lines.append(_line(name, random.excess(alone, Span("", 0, plan.frames)), at_least=0.0))
     if random.recalls:
         first = plan.spans[0]
         pair = random.early.recalls[first.name], alone.early.recalls[first.name]

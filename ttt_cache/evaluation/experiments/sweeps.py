@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ttt_cache.config import GATES, CacheConfig
 
 from .. import pictures
-from ..arms import Arm, window_of
+from ..arms import Arm, window
 from ..findings import Finding
 from ..measures import Cost, Listen
 from ..protocol import Point
@@ -97,8 +97,7 @@ class Recent(Sweep):
         for recent in self.windows(plan):
             settings = {**plan.subject.settings, "recent": recent}
             yield trained(f"recent {recent}", settings, recent)
-            arm = Arm("window", "the window alone", window_of(settings))
-            yield Point(f"window {recent}", arm, (), recent)
+            yield Point(f"window {recent}", window(settings), (), recent)
 
 
 class Virtual(Sweep):
