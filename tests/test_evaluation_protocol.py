@@ -18,7 +18,7 @@ from rich.console import Console
 import ttt_cache
 from ttt_cache.evaluation import protocol
 from ttt_cache.evaluation.adapters import base_hash
-from ttt_cache.evaluation.checkpoint import Results, key_of, lock
+from ttt_cache.evaluation.checkpoint import Results, lock
 from ttt_cache.evaluation.lines import Line, table_of
 from ttt_cache.evaluation.measures import Cost, Listen, Run, Span, Speak
 from ttt_cache.evaluation.protocol import Bench, Point, as_json
@@ -158,7 +158,7 @@ def test_points_that_another_process_works_on_come_last(tmp_path):
     taken, done = threading.Event(), threading.Event()
 
     def other() -> None:
-        with lock(given.folder / f".{key_of({'point': 'window 4'})}.lock"):
+        with lock(given.lock_of(points[0])):
             taken.set()
             while (5, 0) not in Counting.seen and not done.wait(0.01):
                 pass
@@ -172,6 +172,13 @@ def test_points_that_another_process_works_on_come_last(tmp_path):
         done.set()
         thread.join()
     assert Counting.seen == [(5, 0), (4, 0)]
+
+
+def test_another_experiment_does_not_wait_for_a_point_of_the_same_name(tmp_path):
+    given = bench(tmp_path)
+    with lock(given.lock_of(window(4))):
+        given.evaluate([window(4, Counting(1))])
+    assert Counting.seen == [(4, 1)]
 
 
 def test_only_some_points(tmp_path):

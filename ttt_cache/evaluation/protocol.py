@@ -94,11 +94,15 @@ class Bench:
         with self._bar(self.wanted) as (bar, task):
             for wait in (False, True):
                 for point in [point for point in todo if point.name not in found]:
-                    file = self.folder / f".{key_of({'point': point.name})}.lock"
-                    with lock(file, wait, bar.console.print) as held:
+                    with lock(self.lock_of(point), wait, bar.console.print) as held:
                         if held:
                             found[point.name] = self._measure(point, bar, task)
         return {point.name: found[point.name] for point in todo}
+
+    def lock_of(self, point: Point) -> Path:
+        """What a process holds while it measures a point: another experiment's is another one."""
+        measures = [[type(measure).__name__, as_json(measure)] for measure in point.measures]
+        return self.folder / f".{key_of({'point': point.name, 'measures': measures})}.lock"
 
     def kept(self) -> str:
         """What an interrupted evaluation does not have to do again."""

@@ -25,6 +25,7 @@ from ..tables import STREAMS, nats_table, parts_table, recall_table, slope_table
 from .base import Experiment, Plan
 
 FRAMES = 100_000
+SPEAKING = "stock", "extended", "window", "hierarchical"  # many minutes each, step by step
 SPEAKING_ROWS = 1
 PARTS = 10  # of a conversation, between which cross-entropy may drift
 MOST = 0.02  # of its drift
@@ -44,7 +45,10 @@ class Unbounded(Experiment):
         require_user(plan.subject.lm)
         arms, speak = plan.arms(), Speak(SPEAKING_ROWS, plan.frames)
         del arms["full"]
-        return [Point(name, arm, (plan.listen(), speak)) for name, arm in arms.items()]
+        return [
+            Point(name, arm, (plan.listen(), *([speak] if name in SPEAKING else [])))
+            for name, arm in arms.items()
+        ]
 
     def tables(self, plan: Plan, findings: dict[str, Finding]) -> list[Table]:
         tables = [nats_table(findings, plan.spans, self.beside, plan.spans)]
