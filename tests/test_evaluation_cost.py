@@ -31,24 +31,23 @@ def test_bytes_are_those_of_the_report(rows):
         assert 0 <= measured - laid_out <= 64 * rows
 
 
-def test_steps_are_counted_and_the_depformer_left_out(monkeypatch):
-    model, steps = tiny_lm(), []
-    step = LMGen.step
+def test_steps_are_counted_and_the_first_ones_not_timed(monkeypatch):
+    model, steps, timed = tiny_lm(), [], []
+    step, summarised = LMGen.step, module.milliseconds
 
-    def counted(self, codes, instead=None):
-        steps.append(instead is None)
-        return step(self, codes, instead)
+    def counted(self, codes):
+        steps.append(codes.shape[0])
+        return step(self, codes)
+
+    def seen(seconds):
+        timed.append(len(seconds))
+        return summarised(seconds)
 
     monkeypatch.setattr(LMGen, "step", counted)
-    depth = []
-    hook = model.depformer.register_forward_hook(lambda *_: depth.append(1))
+    monkeypatch.setattr(module, "milliseconds", seen)
     found = cost(model, rows=2, frames=5)
-    hook.remove()
-    each = module.WARM + 5
-    assert steps == [True] * each + [False] * each
-    assert len(depth) == 2 * each  # dep_q calls of whole frames
-    for name in ("step_ms", "temporal_ms"):
-        assert 0 < found[name]["p50"] <= found[name]["p99"]
+    assert steps == [2] * (module.WARM + 5) and timed == [5]
+    assert 0 < found["step_ms"]["p50"] <= found["step_ms"]["p99"]
     assert (found["rows"], found["frames"], found["device"]) == (2, 5, "cpu")
 
 

@@ -200,19 +200,29 @@ def told(windows, seed=0, loop=None, quiet=False):
 
 def test_collapse_is_seen_and_nothing_else():
     reference = told(20)
-    assert collapse(told(20, seed=1), reference) == {
-        "collapsed": False,
-        "share": 0.0,
-        "since": None,
-        "reasons": {},
-    }
-    stuck = collapse(told(20, seed=1, loop=15), reference)
-    assert stuck["collapsed"] and stuck["share"] == 0.25 and stuck["since"] == 1500
-    assert stuck["reasons"]["said.loop"] == stuck["reasons"]["voice.distinct"] == 5
-    assert not collapse(told(20, seed=1, loop=19), reference)["collapsed"]  # one window in twenty
-    silent = collapse(told(20, seed=1, quiet=True), reference)
-    assert silent["collapsed"] and silent["since"] == 0 and "said.tokens" in silent["reasons"]
-    assert json.loads(json.dumps(stuck)) == stuck
+    assert collapse(told(20, seed=1), reference) == {"share": 0}
+    stuck = told(20, seed=1, loop=15)
+    assert collapse(stuck, reference) == {"share": 5 / 20}
+    assert collapse(json.loads(json.dumps(stuck)), reference) == {"share": 5 / 20}
+    assert collapse(told(20, seed=1, loop=19), reference) == {"share": 1 / 20}
+    assert collapse(told(20, seed=1, quiet=True), reference) == {"share": 1}
+
+
+@pytest.mark.parametrize("stream", ["said", "voice"])
+@pytest.mark.parametrize(
+    ("figure", "at", "beyond"),
+    [("entropy", 2.0, 1.9), ("distinct", 0.25, 0.2), ("tokens", 20, 19), ("loop", 30, 31)],
+)
+def test_each_figure_alone_makes_a_window_degenerate(stream, figure, at, beyond):
+    usual = {"entropy": 4.0, "distinct": 0.5, "tokens": 80, "loop": 15}
+
+    def run(**changes):
+        window = {name: dict(usual) for name in ("said", "voice")}
+        window[stream] |= changes
+        return {"windows": [window], "histograms": {"said": {}, "voice": {}}}
+
+    assert collapse(run(**{figure: at}), run()) == {"share": 0}
+    assert collapse(run(**{figure: beyond}), run()) == {"share": 1}
 
 
 def test_divergence_and_drift_of_runs():
@@ -279,9 +289,8 @@ def test_a_run_of_any_model(layers):
     if layers != "stock":
         ttt_cache.patch(model, layers=layers, **SMALL)
         stir(model)
-    source, done = Recording(model), []
-    run = freerun(model, source, 100, 3, rows=2, window=40, on_frames=done.append)
-    assert done[-1] == 100 and done == sorted(done)
+    source = Recording(model)
+    run = freerun(model, source, 100, 3, rows=2, window=40)
     assert json.loads(json.dumps(run, allow_nan=False)) == run
     assert [w["start"] for w in run["windows"]] == [0, 0, 40, 40, 80, 80]
     assert run["state_bytes"]["start"] == run["state_bytes"]["end"] == run["state_bytes"]["most"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
@@ -29,28 +28,11 @@ def collapse(run: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, 
             read back from JSON.
 
     Returns:
-        `collapsed`; `share` of degenerate windows; `since`, the frame from which on all windows of
-        some row are degenerate, `None` if its last one is not; `reasons`, how many windows each
-        reason makes degenerate.
+        JSON-able: `share` of degenerate windows; a run of which it is above `SHARE` has collapsed.
     """
     bounds = _bounds(reference)
-    reasons: Counter[str] = Counter()
-    since: dict[int, int | None] = {}
-    degenerate = 0
-    for window in run["windows"]:
-        why = _why(window, bounds)
-        reasons.update(why)
-        degenerate += bool(why)
-        first = since.get(window["row"])
-        since[window["row"]] = None if not why else window["start"] if first is None else first
-    share = degenerate / len(run["windows"])
-    starts = [start for start in since.values() if start is not None]
-    return {
-        "collapsed": share > SHARE,
-        "share": share,
-        "since": min(starts, default=None),
-        "reasons": dict(reasons),
-    }
+    degenerate = sum(_degenerate(window, bounds) for window in run["windows"])
+    return {"share": degenerate / len(run["windows"])}
 
 
 def _bounds(reference: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -65,11 +47,9 @@ def _bounds(reference: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return bounds
 
 
-def _why(window: Mapping[str, Any], bounds: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What makes a window degenerate, such as `said.entropy`."""
-    why = []
-    for name, allowed in bounds.items():
-        figures = window[name]
-        why += [f"{name}.{low}" for low in LEAST if (figures[low] or 0.0) < allowed[low]]
-        why += [f"{name}.loop"] * (figures["loop"] > allowed["loop"])
-    return why
+def _degenerate(window: Mapping[str, Any], bounds: Mapping[str, Mapping[str, float]]) -> bool:
+    return any(
+        window[name]["loop"] > allowed["loop"]
+        or any((window[name][low] or 0.0) < allowed[low] for low in LEAST)
+        for name, allowed in bounds.items()
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ def freerun(
     rows: int = 1,
     window: int = WINDOW,
     settings: Mapping[str, Any] | None = None,
-    on_frames: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Let a model answer a user for many frames, sampling, and look at what it says.
 
@@ -50,7 +49,6 @@ def freerun(
         rows: conversations at once.
         window: frames that are looked at together.
         settings: of LMGen; `{"use_sampling": False}` is greedy. Its own defaults otherwise.
-        on_frames: called with the number of frames that are done.
 
     Returns:
         JSON-able: `windows` and `histograms` (see `Habits`) of what the model says, `recorded` with
@@ -82,7 +80,6 @@ def freerun(
             seconds.append(generated.seconds)
             held.append(generated.state_bytes)
             done += generated.codes.shape[2]
-            on_frames(done)
     if done < frames:
         raise ValueError(f"{source.name} must have {steps} frames for a run of {frames}, it ended")
     return {

@@ -38,7 +38,6 @@ def generate(
     rows: int,
     seed: int,
     settings: Mapping[str, Any] | None = None,
-    given: bool = False,
 ) -> Generator[Generated, None, None]:
     """Step a model through LMGen, so that stock, patched and partly patched layers all do.
 
@@ -52,8 +51,6 @@ def generate(
         seed: of what is sampled; torch's global generator is left as it was between pieces.
         settings: of LMGen, such as `use_sampling`, `temp_text` or what `CheckpointInfo` has in
             `lm_gen_config`; its own defaults otherwise.
-        given: have random audio tokens instead of the depformer's, so that a step is the temporal
-            transformer's alone.
 
     Yields:
         one result for each piece. The model is streaming until they are exhausted or closed.
@@ -74,25 +71,22 @@ def generate(
             ahead = torch.cat([last, piece.to(lm.device)], dim=2)
             last = ahead[:, :, -1:]
             with sampler:
-                codes, seconds = _run(generator, ahead[:, :, :-1], given)
+                codes, seconds = _run(generator, ahead[:, :, :-1])
             held = state_bytes(lm.transformer.get_streaming_state())
             yield Generated(codes, seconds, held)
 
 
-def _run(generator: LMGen, heard: Tensor, given: bool) -> tuple[Tensor, np.ndarray]:
+def _run(generator: LMGen, heard: Tensor) -> tuple[Tensor, np.ndarray]:
     """Step through one piece: codes `[B, 1 + dep_q, S]` and the seconds of each step."""
     lm, (rows, _, frames) = generator.lm_model, heard.shape
     said: list[Tensor] = []
     seconds = np.zeros(frames)
-    instead = None
-    if given:
-        instead = torch.randint(lm.card, (rows, lm.dep_q, 1), device=lm.device)
     on_gpu = lm.device.type == "cuda"
     # On a CPU Moshi's compiled parts would need a compiler and minutes.
     with nullcontext() if on_gpu else no_compile():
         for index, frame in enumerate(heard.split(1, dim=2)):
             start = time.perf_counter()
-            codes = generator.step(frame, instead)
+            codes = generator.step(frame)
             if on_gpu:
                 torch.cuda.synchronize(lm.device)
             seconds[index] = time.perf_counter() - start
