@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ttt_cache import testbed
+from ttt_cache.evaluation.circumstances import circumstances
 from ttt_cache.files import write_whole
 from ttt_cache.testbed.text import SPACE
 from ttt_cache.testbed.vocabulary import PADDING
-from ttt_cache.version import __version__
 
 from .arms import Arms, make_arms
 from .figures import as_json
@@ -48,7 +43,8 @@ def run(plan: Plan) -> dict[str, Any]:
         with _bar(progress) as bar:
             task = bar.add_task("Talking", total=plan.frames)
             talks = hold(arms.each, story.heard, lambda done: bar.update(task, completed=done))
-    result = _circumstances(plan, arms) | as_json(arms, story, talks, _speller())
+        where = circumstances(torch.device(plan.device))
+    result = _about(plan, arms) | where | as_json(arms, story, talks, _speller())
     result["wall_seconds"] = round(time.perf_counter() - start, 1)
     _write(plan, result)
     _say(plan, result)
@@ -72,19 +68,9 @@ def _speller() -> Callable[[int], str]:
     return word
 
 
-def _circumstances(plan: Plan, arms: Arms) -> dict[str, Any]:
-    kind = torch.cuda.get_device_name(plan.device) if plan.device != "cpu" else platform.machine()
+def _about(plan: Plan, arms: Arms) -> dict[str, Any]:
     return {
         "note": "Moshi's most likely words; it hears the user's side only, and itself",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {
-            "ttt_cache": __version__,
-            "torch": torch.__version__,
-            "moshi": version("moshi"),
-            "python": platform.python_version(),
-        },
-        "device": f"{plan.device} ({kind})",
-        "threads": plan.threads,
         "seed": plan.seed,
         "settings": arms.config.to_json(),
     }

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Collection
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from ttt_cache.files import write_whole
-from ttt_cache.version import __version__
 
 from .adapters import base_hash
+from .circumstances import circumstances
 from .experiments import Experiment, Plan
 from .findings import Finding, read
 from .lines import Line, table_of
-from .protocol import Bench, Point, as_json, machine
+from .protocol import Bench, Point, as_json
 from .recipe import DEFAULT, HYBRID, SWEEP
 
 WIDTH = 170  # of tables where the terminal does not say
@@ -58,6 +53,8 @@ def conduct(
     lines = list(experiment.lines(plan, findings)) if plan.subject.is_testbed else []
     if lines:
         console.print(table_of(lines))
+    for name, about in {point.arm.name: point.arm.about for point in points}.items():
+        console.print(f"{name}: {about}", highlight=False)
     _write(experiment, plan, findings, lines, out)
     for suffix in ("json", "png"):
         console.print(f"Written: {out / experiment.name}.{suffix}", soft_wrap=True)
@@ -71,7 +68,7 @@ def _write(
     out: Path,
 ) -> None:
     other = findings.get(experiment.beside)
-    record = _circumstances(experiment, plan) | {
+    record = _about(experiment, plan) | {
         "points": {name: f.as_json(plan.spans, other, plan.window) for name, f in findings.items()},
         "targets": [line.as_json() for line in lines],
     }
@@ -98,22 +95,13 @@ def _draw(experiment: Experiment, plan: Plan, findings: dict[str, Finding], path
     figure.savefig(path, format="png")
 
 
-def _circumstances(experiment: Experiment, plan: Plan) -> dict[str, Any]:
+def _about(experiment: Experiment, plan: Plan) -> dict[str, Any]:
     subject = plan.subject
-    where = machine(subject.lm.device)
     return {
         "experiment": experiment.name,
         "about": experiment.about,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "ttt_cache": __version__,
-            "torch": torch.__version__,
-            "moshi": version("moshi"),
-            "python": platform.python_version(),
-        },
-        "device": f"{subject.lm.device} ({where['kind']})",
-        "threads": where["threads"],
+        **circumstances(subject.lm.device),
         "model": {"name": subject.name, "base": base_hash(subject.lm), "context": subject.context},
         "source": subject.source.name,
         "seed": subject.seed,
