@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from ttt_cache.demo.arms import Arm, Arms, make_arms
 from ttt_cache.demo.figures import as_json, edges_of, spans
 from ttt_cache.demo.story import HELD, LEAST, TALK, Question, Story, write_story
 from ttt_cache.demo.table import clock, conversation, recall
-from ttt_cache.demo.talk import Talk, hold
+from ttt_cache.demo.talk import Talk, hold, threads
 from ttt_cache.testbed import vocabulary as v
 
 NAMES = ["window", "stock ring", "full cache", "hierarchical"]
@@ -171,7 +172,8 @@ def test_tables_say_what_the_figures_say() -> None:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> tuple[Path, str, dict]:
     out = tmp_path_factory.mktemp("demo") / "a" / "b"
-    result = call("--frames", LEAST, "--seed", 3, "--out", out)
+    with threads(2):
+        result = call("--frames", LEAST, "--seed", 3, "--out", out, "--threads", 1)
     assert result.exit_code == 0, result.output
     return out, result.stdout, json.loads((out / "demo.json").read_text())
 
@@ -180,6 +182,7 @@ def test_the_demo_from_the_command_line(ran) -> None:
     out, printed, found = ran
     assert sorted(path.name for path in out.iterdir()) == ["demo.json", "demo.png"]
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert found["device"].startswith("cpu (") and found["threads"] == 1
     assert found["frames"] == LEAST and found["seed"] == 3 and list(found["arms"]) == NAMES
     adapter = ttt_cache.load_adapter(testbed.load(), testbed.adapter("hierarchical"))
     assert found["settings"]["recent"] == adapter.config.recent
@@ -214,7 +217,9 @@ def test_the_demo_shows_that_the_memory_recalls_what_the_window_has_not(ran) -> 
         (["--frames", "99999999999"], "--frames must be at most 100000, got 99999999999"),
         (["--frames", "many"], "'--frames': must be a whole number, got 'many'"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "9999"], f"--threads must be at most {os.cpu_count()}, got 9999"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--seed", str(2**32)], "--seed must be at most 4294967295, got 4294967296"),
         (["--out", "file"], "--out must be a folder, got file"),
     ],
 )

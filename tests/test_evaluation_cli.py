@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from evaluation_support import CONTEXT, recipe, tiny
@@ -13,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from ttt_cache import testbed
 from ttt_cache.cli import main
+from ttt_cache.cli.evaluate import evaluate
 from ttt_cache.evaluation import arms, model, protocol
 from ttt_cache.evaluation.experiments import EXPERIMENTS
 from ttt_cache.testbed import files
@@ -42,8 +46,12 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
 
+def plain(result: Result) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+
+
 def said(result: Result) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", result.output))
+    return re.sub(r"\s+", " ", plain(result))
 
 
 def test_help_teaches_every_experiment():
@@ -52,6 +60,24 @@ def test_help_teaches_every_experiment():
         assert name in shown
     assert "Give the same command again to go on after an interruption" in shown
     assert "--hf-repo kyutai/moshiko-pytorch-bf16 --data my.jsonl" in shown
+
+
+def test_help_tells_how_much_is_measured():
+    shown = said(call("--help"))
+    rows = sorted({experiment.rows for experiment in EXPERIMENTS.values()})
+    assert f"[default: (the experiment's: {rows[0]} or {rows[1]})]" in shown and len(rows) == 2
+    lengths = {name: each.frames(SimpleNamespace(context=1)) for name, each in EXPERIMENTS.items()}
+    pairs, unbounded = lengths.pop("pairs"), lengths.pop("unbounded")
+    (times,) = set(lengths.values())
+    told = f"{times} contexts; pairs {pairs:,}; unbounded {unbounded:,} or more"
+    assert f"[default: (the experiment's: {told})]" in shown
+
+
+def test_help_keeps_its_lines_in_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.strip() for line in plain(call("--help")).splitlines()]
+    _, *others = inspect.getdoc(evaluate).split("\n\n")
+    assert all(line.strip() in lines for paragraph in others for line in paragraph.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -63,6 +89,8 @@ def test_help_teaches_every_experiment():
         (["--level", "easy"], "--level must be one of few, many"),
         (["--data", "x.jsonl"], "--data needs a model to hear it"),
         (["--seed", -1], "--seed must be at least 0"),
+        (["--seed", 10**23], f"--seed must be at most 4294967295, got {10**23}"),
+        (["--threads", 100_000], f"--threads must be at most {os.cpu_count()}, got 100000"),
         (["--half"], "--half is for another Moshi"),
         *((["--device", name], "--device must be one of cpu") for name in ("", "foo", "meta")),
         (["--recent", CONTEXT], f"--recent must be at most {CONTEXT - 3}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
     from .state import CacheState
+
+LARGEST_SEED = 2**32 - 1
 
 
 def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
@@ -33,6 +36,24 @@ def whole_number(name: str, value: Any, minimum: int | None = None) -> int:
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
+
+
+def between(name: str, value: Any, least: int, most: int) -> int:
+    """Check an integer setting in [least, most]; raises `TypeError` or `ValueError`."""
+    number = whole_number(name, value, least)
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
+    return number
+
+
+def seed_of(name: str, value: Any) -> int:
+    """Check a seed, one that every generator takes; raises `TypeError` or `ValueError`."""
+    return between(name, value, 0, LARGEST_SEED)
+
+
+def threads_here(name: str, value: Any) -> int:
+    """Check a number of CPU threads, at most this machine's; raises `TypeError`, `ValueError`."""
+    return between(name, value, 1, os.cpu_count() or 1)
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:

@@ -31,11 +31,14 @@ def evaluate(
         ),
     ] = "controls",
     rows: Annotated[
-        int | None, number("Conversations, at least 1.", "the experiment's: 2 to 8")
+        int | None, number("Conversations, at least 1.", "the experiment's: 4 or 8")
     ] = None,
     frames: Annotated[
         int | None,
-        number("Length of a conversation in frames of 80 ms.", "the experiment's: 8 contexts"),
+        number(
+            "Length of a conversation in frames of 80 ms.",
+            "the experiment's: 8 contexts; pairs 32,000; unbounded 100,000 or more",
+        ),
     ] = None,
     level: Annotated[
         str | None,
@@ -50,8 +53,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="POINT",
-            help="Measure this point alone, a line of the table, and keep it; may be given several "
-            "times. Tables come with the command without --only.",
+            help="Measure this point alone, a line of the tables, keep it and print its tables; "
+            "may be given several times. What compares all, and the files, come without --only.",
             show_default=False,
         ),
     ] = None,
@@ -90,7 +93,7 @@ def evaluate(
         Path | None, _file("Recordings of another kind, for generalisation.")
     ] = None,
     seed: Annotated[int, number("Seed of conversations, training and sampling, from 0.")] = 0,
-    threads: Annotated[int, number("CPU threads, at least 1.")] = 2,
+    threads: Annotated[int, number("CPU threads, at least 1.")] = min(2, os.cpu_count() or 1),
     device: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +115,6 @@ def evaluate(
     Without options: the small Moshi that comes with ttt-cache, its trained
     memory and 12 arms, in some minutes on two CPU cores.
 
-    \b
     controls        the memory beside every control
     recent          the window, 50 to 1000 frames of 3000
     virtual         virtual tokens, 1 to 100
@@ -124,13 +126,14 @@ def evaluate(
     generalisation  trained on one kind of stream, measured on another
     pairs           likelihoods of right and wrong continuations
 
-    In --out come NAME/NAME.json and NAME.png, and in --out/results a file for each
-    result: what one experiment measured, another one does not measure again.
-    Sweeps train an adapter for every point and keep it in --out/adapters. Give the
-    same command again to go on after an interruption, or in several terminals at
-    once to share the points between them.
+    In --out come NAME/NAME.json and NAME.png, and in --out/results a file for
+    each result: what one experiment measured, another does not measure again.
+    Sweeps train an adapter for every point and keep it in --out/adapters. Give
+    the same command again to go on after an interruption, or in several
+    terminals at once to share the points between them.
 
-    Another Moshi: ttt-cache evaluate --hf-repo kyutai/moshiko-pytorch-bf16 --data my.jsonl
+    Another Moshi:
+    ttt-cache evaluate --hf-repo kyutai/moshiko-pytorch-bf16 --data my.jsonl
 
     Example: ttt-cache evaluate recent
     """
@@ -140,7 +143,7 @@ def evaluate(
     bench = None
     try:
         with Console(stderr=True).status("Loading PyTorch and Moshi"):
-            from ttt_cache.checks import whole_number
+            from ttt_cache.checks import seed_of
             from ttt_cache.evaluation.experiments.generalisation import require_other
             from ttt_cache.evaluation.model import Checkpoint, Data, build
             from ttt_cache.evaluation.protocol import Bench
@@ -152,7 +155,7 @@ def evaluate(
                     hf_repo, moshi_weight, mimi_weight, tokenizer, config_path, lora_weight
                 )
                 where, dtype = _machine(device, checkpoint.is_testbed, half, threads)
-                whole_number("--seed", seed, 0)
+                seed_of("--seed", seed)
                 settings = given(recent=recent, virtual=virtual, chunk=chunk)
                 heard = Data(level, data, other_data, out / "tokens")
                 if chosen.name == "generalisation" and not checkpoint.is_testbed:
@@ -186,11 +189,11 @@ def _machine(name: str | None, is_testbed: bool, half: bool, threads: int) -> tu
     """Where the model runs, and in which dtype one that is not the testbed does."""
     import torch
 
-    from ttt_cache.checks import device_here, whole_number
+    from ttt_cache.checks import device_here, threads_here
 
     if half and is_testbed:
         raise ValueError("--half is for another Moshi: the testbed is float32, leave it out")
-    torch.set_num_threads(whole_number("--threads", threads, 1))
+    torch.set_num_threads(threads_here("--threads", threads))
     best = "cuda" if torch.cuda.is_available() and not is_testbed else "cpu"
     device = torch.device(best if name is None else device_here("--device", name))
     return device, torch.float16 if half else torch.bfloat16

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ttt_cache.checks import device_here, whole_number
+from ttt_cache.checks import between, device_here, seed_of, threads_here
 
 from .story import LEAST
 
 MOST_FRAMES = 100_000  # two hours of conversation; the full cache keeps them all
-LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,10 @@ def make_plan(
     Raises:
         TypeError, ValueError: a choice is not possible; the message names it.
     """
-    _between("--frames", frames, LEAST, MOST_FRAMES)
-    _between("--seed", seed, 0, LARGEST_SEED)
-    _between("--threads", threads, 1, os.cpu_count() or 1)
+    between("--frames", frames, LEAST, MOST_FRAMES)
+    seed_of("--seed", seed)
+    threads_here("--threads", threads)
     return Plan(frames, seed, threads, _device(device), out)
-
-
-def _between(name: str, value: int, least: int, most: int) -> None:
-    if whole_number(name, value, least) > most:
-        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _device(name: str | None) -> str:
