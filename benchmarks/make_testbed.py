@@ -2,7 +2,8 @@
 
     python benchmarks/make_testbed.py            # writes out/testbed, about an hour on two cores
 
-What the package ships in `ttt_cache/data/testbed` is the folder that this writes.
+What the package ships in `ttt_cache/data/testbed` is the folder that this writes. The same command
+goes on after an interruption: a base that is done, and adapters that are, are not trained again.
 
 Sequences grow to the model's context, 1,024 frames, six levels of the stream mixed
 (`ttt_cache/testbed/stream.py`). The loss is Moshi's: text, and audio through the depformer. Then
@@ -12,6 +13,8 @@ the model is frozen, and the adapters learn by the recipes in `ttt_cache/evaluat
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import random
 import shutil
 import time
@@ -25,13 +28,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from ttt_cache.adapter import CONFIG_NAME, WEIGHTS_NAME
+from ttt_cache.checks import seed_of, threads_here
 from ttt_cache.evaluation.adapters import HISTORY, adapter_for
 from ttt_cache.evaluation.arms import controls
 from ttt_cache.evaluation.model import LESSONS
 from ttt_cache.evaluation.recipe import DEFAULT
 from ttt_cache.evaluation.source import TestbedSource
 from ttt_cache.evaluation.subject import TESTBED_SETTINGS
-from ttt_cache.testbed.files import write
+from ttt_cache.files import make_folder
+from ttt_cache.testbed import files
 from ttt_cache.testbed.model import CONFIG, CONTEXT
 from ttt_cache.testbed.stream import LEARNED, LEVELS, NONE, Batch, draw
 from ttt_cache.testbed.vocabulary import PADDING
@@ -55,6 +60,31 @@ def loss_of(model: LMModel, batch: Batch) -> tuple[Tensor, Tensor]:
     asked = batch.answer != NONE
     right = (logits.argmax(-1) == batch.answer)[asked].float().mean()
     return (each * weight).sum() / weight.sum() + AUDIO_WEIGHT * audio, right
+
+
+def base(out: Path, seed: int) -> LMModel:
+    """The frozen base in `out`, trained now unless it is there already."""
+    if has_base(out, seed):
+        print(f"the base is in {out} already, of the same seed and stages: it is not trained again")
+    else:
+        torch.manual_seed(seed)
+        model = LMModel(**CONFIG)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            seconds = train(model, seed, bar)
+        files.write(model, out, {"seed": seed, "seconds": round(seconds), "stages": STAGES})
+    # Read from its files in either case: adapters are kept under what the base is.
+    return files.checkpoint(out).get_moshi("cpu", dtype=torch.float32).requires_grad_(False)
+
+
+def has_base(folder: Path, seed: int) -> bool:
+    """Whether a model of these sizes, trained by these stages with this seed, is there."""
+    path = folder / files.CONFIG_NAME
+    if not path.is_file():
+        return False
+    there = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps({**CONFIG, "seed": seed, "stages": STAGES}))
+    return {**there, **there.get("model_id", {})}.items() >= wanted.items()
 
 
 def train(model: LMModel, seed: int, bar: Progress) -> float:
@@ -108,18 +138,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/testbed"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(given.seed)
-    model = LMModel(**CONFIG)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        seconds = train(model, given.seed, bar)
-    write(model, given.out, {"seed": given.seed, "seconds": round(seconds), "stages": STAGES})
-    kept = given.out.with_name(f"{given.out.name}-adapters")
-    train_adapters(model.eval().requires_grad_(False), given.out / "adapters", kept, given.seed)
-    print(f"written: {given.out}")
+    out = given.out.resolve()  # "." too has a name, beside which adapters are kept
+    kept = out.with_name(f"{out.name}-adapters")
+    try:
+        seed_of("--seed", given.seed)
+        torch.set_num_threads(threads_here("--threads", given.threads))
+        for folder in (out, kept):
+            make_folder("--out", folder)
+    except ValueError as error:
+        parser.error(str(error))
+    train_adapters(base(out, given.seed), out / "adapters", kept, given.seed)
+    print(f"written: {out}")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,9 @@ def make_testbed():
     return module
 
 
-def test_one_command_makes_the_folder(make_testbed, tmp_path: Path, monkeypatch, capsys) -> None:
+@pytest.fixture
+def make(make_testbed, tmp_path: Path, monkeypatch):
+    """The command, for a small base and adapters of a step, into a folder of `tmp_path`."""
     small = CONFIG | {"dim": 32, "num_layers": 1, "depformer_dim": 16}
     course = Course(((64, 1, 1),), lr=1e-3)
 
@@ -127,11 +129,19 @@ def test_one_command_makes_the_folder(make_testbed, tmp_path: Path, monkeypatch,
     monkeypatch.setattr(make_testbed, "STAGES", ((24, 2, 3), (48, 1, 2)))
     monkeypatch.setattr(make_testbed, "LOGGED", 2)
     monkeypatch.setattr(make_testbed, "controls", briefly)
+
+    def command(folder: str, seed: int, threads: int = 1) -> None:
+        given = "--out", tmp_path / folder, "--seed", seed, "--threads", threads
+        monkeypatch.setattr("sys.argv", ["make_testbed.py", *map(str, given)])
+        make_testbed.main()
+
+    return command
+
+
+def test_one_command_makes_the_folder(make, make_testbed, tmp_path: Path, capsys) -> None:
     weights = []
     for folder, seed in (("a", 5), ("b", 5), ("c", 6)):
-        given = ["make_testbed.py", "--out", str(tmp_path / folder), "--seed", str(seed)]
-        monkeypatch.setattr("sys.argv", [*given, "--threads", "1"])
-        make_testbed.main()
+        make(folder, seed)
         weights.append(files.checkpoint(tmp_path / folder).get_moshi(dtype=torch.float32))
     made = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")}
     shipped = {path.relative_to(testbed.FOLDER) for path in testbed.FOLDER.rglob("*.*")}
@@ -144,6 +154,47 @@ def test_one_command_makes_the_folder(make_testbed, tmp_path: Path, monkeypatch,
     described = json.loads((tmp_path / "c" / "config.json").read_text())["model_id"]
     assert described["seed"] == 6 and described["stages"] == [[24, 2, 3], [48, 1, 2]]
     assert "step 4 of 5" in capsys.readouterr().err
+
+
+def test_an_interrupted_making_goes_on(make, make_testbed, tmp_path: Path, monkeypatch, capsys):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(make_testbed, "train_adapters", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make("a", 5)
+    weights = (tmp_path / "a" / files.WEIGHTS_NAME).read_bytes()
+    assert "not trained again" not in capsys.readouterr().out
+    monkeypatch.setattr(make_testbed, "train", stop)
+    make("a", 5)
+    assert "not trained again" in capsys.readouterr().out
+    assert (tmp_path / "a" / files.WEIGHTS_NAME).read_bytes() == weights
+    for name in make_testbed.ADAPTERS:
+        base = files.checkpoint(tmp_path / "a").get_moshi(dtype=torch.float32)
+        ttt_cache.load_adapter(base, tmp_path / "a" / "adapters" / name)
+    with pytest.raises(KeyboardInterrupt):  # of another seed it is trained
+        make("a", 6)
+    for name, other in (("STAGES", ((24, 2, 4),)), ("CONFIG", CONFIG)):
+        with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
+            changed.setattr(make_testbed, name, other)
+            make("a", 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("file", 0), "--out must be a folder, got"),
+        (("a", 0, 0), "--threads must be at least 1, got 0"),
+        (("a", -1), "--seed must be at least 0, got -1"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_first(given, message, make, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        make(*given)
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_failed_writing_leaves_the_old_files(tmp_path: Path, monkeypatch) -> None:
