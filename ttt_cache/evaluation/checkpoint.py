@@ -15,6 +15,8 @@ from rich.console import Console
 
 from ttt_cache.files import write_whole
 
+from .circumstances import versions
+
 
 def key_of(made: Mapping[str, Any]) -> str:
     """A file name for what a result depends on; any difference gives another one."""
@@ -53,7 +55,8 @@ class Results:
     def put(self, made: Mapping[str, Any], result: dict[str, Any], seconds: float) -> Kept:
         """Keep a result of plain JSON values, which took `seconds`."""
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        held = {"made": made, "date": date, "seconds": round(seconds, 2), "result": result}
+        held = {"made": made, "versions": versions(), "date": date}
+        held |= {"seconds": round(seconds, 2), "result": result}
         text = json.dumps(held, indent=1, allow_nan=False)
         write_whole({self._path(made): lambda path: path.write_text(text + "\n", "utf-8")})
         return Kept(result, date)

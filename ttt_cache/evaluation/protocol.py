@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -19,6 +17,7 @@ from ttt_cache.config import CacheConfig
 from .adapters import adapter_for, adapter_hash, base_hash, require_lessons
 from .arms import Arm, described
 from .checkpoint import Results, key_of, lock
+from .circumstances import machine
 from .measures import Cost, Measure, Run, Speak
 from .recipe import DEFAULT, Recipe
 from .source import Conversations, Piece, Source
@@ -199,13 +198,6 @@ class _Counted:
             yield piece
             read += piece.codes.shape[2]
             self._bar.update(self._task, what=f"{self._what}, frame {read:,} of {frames:,}")
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the time of a step depends on beside the model."""
-    is_cuda = device.type == "cuda"
-    kind = torch.cuda.get_device_name(device) if is_cuda else platform.machine()
-    return {"device": device.type, "kind": kind, "threads": torch.get_num_threads()}
 
 
 def as_json(value: Any) -> Any:
