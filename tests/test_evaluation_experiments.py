@@ -19,10 +19,11 @@ from ttt_cache.evaluation.experiments import (
     controls,
     generalisation,
     sweeps,
+    unbounded,
 )
 from ttt_cache.evaluation.experiments import training as training_experiment
 from ttt_cache.evaluation.findings import read
-from ttt_cache.evaluation.measures import Cost
+from ttt_cache.evaluation.measures import Cost, Early
 from ttt_cache.evaluation.protocol import Bench
 from ttt_cache.evaluation.run import conduct
 from ttt_cache.evaluation.source import TestbedSource
@@ -41,8 +42,8 @@ def short_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "Cost", partial(Cost, frames=20))
 
 
-def plan(frames: int = 130, **changes) -> Plan:
-    return Plan(subject(other=OTHER, **changes), 2, frames)
+def plan(frames: int = 130, rows: int = 2, **changes) -> Plan:
+    return Plan(subject(other=OTHER, **changes), rows, frames)
 
 
 def test_every_experiment_of_the_plan_has_a_command():
@@ -54,7 +55,7 @@ def test_every_experiment_of_the_plan_has_a_command():
 
 @pytest.mark.parametrize("experiment", ALL, ids=lambda experiment: experiment.name)
 def test_points_can_be_patched_and_are_told_apart(experiment):
-    given = plan(CONTEXT * 8)
+    given = plan(CONTEXT * 8, rows=3)
     points = experiment.points(given)
     assert len({point.name for point in points}) == len(points)
     for point in points:
@@ -64,7 +65,7 @@ def test_points_can_be_patched_and_are_told_apart(experiment):
 
 def test_sweeps_are_those_of_the_plan():
     lm = tiny(context=3000, num_layers=32)
-    given = plan(24000, lm=lm)
+    given = plan(24000, rows=3, lm=lm)
     names = {name: [p.name for p in EXPERIMENTS[name].points(given)] for name in EXPERIMENTS}
     windows = [f"recent {n}" for n in (50, 100, 200, 500, 1000)]
     assert [name for name in names["recent"] if name.startswith("recent")] == windows
@@ -97,6 +98,7 @@ def test_every_point_of_a_sweep_counts_the_same_facts_as_far():
 @pytest.mark.parametrize("name", ["controls", "training", "unbounded", "generalisation", "layers"])
 def test_an_experiment_from_its_points_to_its_files(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(unbounded, "FRAMES", 4 * CONTEXT)
     experiment, given = EXPERIMENTS[name], plan(4 * CONTEXT, is_testbed=True)
     points = experiment.points(given)
     if name != "generalisation":  # one that trains, beside what it is compared with
@@ -109,10 +111,14 @@ def test_an_experiment_from_its_points_to_its_files(name, tmp_path, capsys, monk
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(point.name.split(",")[0] in printed for point in points)
-    verdicts = {line["name"]: line["verdict"] for line in record["targets"]}
+    lines = {line["name"]: line for line in record["targets"]}
+    verdicts = {name: line["verdict"] for name, line in lines.items()}
     if name == "controls":
         assert verdicts["memory reset beside window only, cross-entropy"] == "met"
-        assert verdicts["state, share of the ring's bytes"] in ("met", "MISSED")
+        size = {arm: record["points"][arm]["cost"]["state_bytes"] for arm in keep}
+        share = lines["state, share of the ring's bytes"]
+        assert share["value"] == size["hierarchical"] / size["stock"]
+        assert share["value"] > 1 / 8 and share["verdict"] == "MISSED"
         assert record["points"]["full"]["excess"]["1x"][0] == 0
         assert verdicts["recall far, at 8x, of full context's"] == "not measured"
     if name == "unbounded":
@@ -122,7 +128,7 @@ def test_an_experiment_from_its_points_to_its_files(name, tmp_path, capsys, monk
 def test_targets_at_the_beginning_are_of_many_short_conversations(tmp_path):
     experiment, given = EXPERIMENTS["controls"], plan(4 * CONTEXT, is_testbed=True)
     early = given.early()
-    assert (early.rows, early.frames) == (4 * given.rows, CONTEXT)
+    assert (early.rows, early.frames) == (8 * given.rows, CONTEXT)
     points = [p for p in experiment.points(given) if p.name in ("full", "window")]
     bench = Bench(given.subject, tmp_path / "r", tmp_path / "a", Console(file=io.StringIO()))
     findings = read(points, bench.evaluate(points))
@@ -137,16 +143,20 @@ def test_targets_at_the_beginning_are_of_many_short_conversations(tmp_path):
         if line.name.endswith("window alone")
     ]
     assert line.value == findings["window"].early.share(given.spans[0])[0]
-    assert all(p.measures[1:] != (early,) for p in experiment.points(plan()))
+    elsewhere = experiment.points(plan(4 * CONTEXT))
+    assert not any(isinstance(measure, Early) for p in elsewhere for measure in p.measures)
 
 
-def test_every_control_stands_beside_every_experiment():
-    given = plan(CONTEXT * 8)
-    names = set(given.arms())
-    for experiment in ALL:
-        points = experiment.points(given)
-        shown = {point.series or point.arm.name for point in points} | {p.name for p in points}
-        assert names - shown <= ({"full"} if experiment.name == "unbounded" else set())
+@pytest.mark.parametrize("experiment", ALL, ids=lambda experiment: experiment.name)
+def test_every_control_stands_beside_every_experiment(experiment):
+    given = plan(CONTEXT * 8, rows=3)
+    points, arms = experiment.points(given), given.arms()
+    beside = {(p.series or p.name, p.source): p.arm for p in points if p.recipe is None}
+    wanted = {(name, point.source) for name in arms for point in points}
+    assert wanted - beside.keys() == ({("full", None)} if experiment.name == "unbounded" else set())
+    for (name, _), arm in beside.items():
+        if name in arms and name != "full":  # which is as long as the longest conversation
+            assert arm == arms[name]
 
 
 def test_one_point_alone_says_that_the_others_are_missing(tmp_path, capsys):
