@@ -1,4 +1,5 @@
-"""The property tests find planted faults, and the tests of derivatives those on the way back.
+"""The property tests find planted faults, the tests of derivatives those on the way back, and
+single tests those of what is measured.
 
 Each mutant is one edit in a copy of the package; the tests, run on that copy, must fail.
 The unedited copy must pass, so that a failure means the fault was seen and not a broken copy.
@@ -199,12 +200,58 @@ BACKWARD_MUTANTS = {
         "product.py", "a.transpose(-1, -2) @ gradient", "0 * (a.transpose(-1, -2) @ gradient)",
     ),
 }  # fmt: skip
+# name: (file, what stands there, what the mutant says instead, the test that finds it, its file)
+MEASURING_MUTANTS = {
+    "facts just beyond every window that are not far": (
+        "evaluation/recall.py", "age >= self.recent + self.chunk", "age > self.recent + self.chunk",
+        "everything_by_hand", "test_evaluation_recall.py",
+    ),
+    "arms that are not drawn in pairs": (
+        "evaluation/crossentropy.py",
+        "mine, theirs = (_mean(a.tallies[measure], bins, weights) for a in (arm, other))",
+        "mine, theirs = (_mean(a.tallies[measure], bins, w) for a, w in "
+        "((arm, weights), (other, weights.flip(0))))",
+        "excess_is_paired", "test_evaluation_crossentropy.py",
+    ),
+    "jumps with the wrong sign": (
+        "evaluation/crossentropy.py",
+        "_excess(arm, full, measure, after, w) - _excess(arm, full, measure, before, w)",
+        "_excess(arm, full, measure, before, w) - _excess(arm, full, measure, after, w)",
+        "a_jump_is_what", "test_evaluation_crossentropy.py",
+    ),
+    "predictions that have seen the answer": (
+        "training/loss.py", "lm.forward_text(codes[:, :, :-1])", "lm.forward_text(codes[:, :, 1:])",
+        "codebooks_are_averaged", "test_evaluation_forced.py",
+    ),
+    "a user who is heard before Moshi answers": (
+        "evaluation/generation.py", "ahead[:, :, :-1])", "ahead[:, :, 1:])",
+        "frames_are_those_of_training", "test_evaluation_freerun.py",
+    ),
+    "lessons that are measured on": (
+        "evaluation/source.py",
+        "draw(rows, frames, self.levels, rng).codes for _ in range(steps)",
+        "next(self.pieces(rows, frames, seed)).codes for _ in range(steps)",
+        "no_pieces", "test_evaluation_source.py",
+    ),
+    "answers with the value before the last": (
+        "testbed/stream.py", "yield self._heard(v.FIRST_VALUE + known.value)",
+        "yield self._heard(v.FIRST_VALUE + (known.value + known.rewritten) % v.VALUES)",
+        "answers_and_marks", "test_testbed.py",
+    ),
+    "questions about what Moshi has said itself": (
+        "demo/story.py", "            if told:\n", "            if True:\n",
+        "said_itself", "test_demo.py",
+    ),
+}  # fmt: skip
 EVERY = [(PROPERTIES, fault, MUTANTS[fault]) for fault in MUTANTS]
 EVERY += [(DERIVATIVES, fault, BACKWARD_MUTANTS[fault]) for fault in BACKWARD_MUTANTS]
+EVERY += [(found[3:], fault, found[:3]) for fault, found in MEASURING_MUTANTS.items()]
+FINDERS = sorted({found[3:] for found in MEASURING_MUTANTS.values()})
+MEASUREMENTS = " or ".join(name for name, _ in FINDERS), *sorted({file for _, file in FINDERS})
 
 
 def copy_of_the_package(folder: Path) -> Path:
-    for name in ("ttt_cache", "kernels", "tests"):
+    for name in ("ttt_cache", "kernels", "tests", "examples"):
         ignored = shutil.ignore_patterns("__pycache__", "*.wav", ".hypothesis")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     (folder / "pytest.ini").touch()
@@ -226,7 +273,7 @@ def test_the_copy_itself_passes(tmp_path):
     where = "import ttt_cache; print(ttt_cache.__file__)"
     found = subprocess.check_output([sys.executable, "-c", where], cwd=tmp_path, text=True)
     assert Path(found.strip()).parent == copied
-    for chosen in (PROPERTIES, DERIVATIVES):
+    for chosen in (PROPERTIES, DERIVATIVES, MEASUREMENTS):
         result = run_tests(tmp_path, chosen)
         assert result.returncode == 0, result.stdout + result.stderr
 
