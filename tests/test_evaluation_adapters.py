@@ -15,7 +15,8 @@ from torch import Tensor
 
 import ttt_cache
 from ttt_cache.evaluation import adapters
-from ttt_cache.evaluation.adapters import adapter_for, adapter_hash, base_hash
+from ttt_cache.evaluation.adapters import adapter_for
+from ttt_cache.evaluation.hashes import adapter_hash, base_hash
 from ttt_cache.evaluation.recipe import DEFAULT, HYBRID, SWEEP, Course
 from ttt_cache.evaluation.source import TestbedSource
 from ttt_cache.evaluation.tune import learn, tuning

@@ -200,12 +200,12 @@ def told(windows, seed=0, loop=None, quiet=False):
 
 def test_collapse_is_seen_and_nothing_else():
     reference = told(20)
-    assert collapse(told(20, seed=1), reference) == {"share": 0}
+    assert collapse(told(20, seed=1), reference) == 0
     stuck = told(20, seed=1, loop=15)
-    assert collapse(stuck, reference) == {"share": 5 / 20}
-    assert collapse(json.loads(json.dumps(stuck)), reference) == {"share": 5 / 20}
-    assert collapse(told(20, seed=1, loop=19), reference) == {"share": 1 / 20}
-    assert collapse(told(20, seed=1, quiet=True), reference) == {"share": 1}
+    assert collapse(stuck, reference) == 5 / 20
+    assert collapse(json.loads(json.dumps(stuck)), reference) == 5 / 20
+    assert collapse(told(20, seed=1, loop=19), reference) == 1 / 20
+    assert collapse(told(20, seed=1, quiet=True), reference) == 1
 
 
 @pytest.mark.parametrize("stream", ["said", "voice"])
@@ -221,8 +221,8 @@ def test_each_figure_alone_makes_a_window_degenerate(stream, figure, at, beyond)
         window[stream] |= changes
         return {"windows": [window], "histograms": {"said": {}, "voice": {}}}
 
-    assert collapse(run(**{figure: at}), run()) == {"share": 0}
-    assert collapse(run(**{figure: beyond}), run()) == {"share": 1}
+    assert collapse(run(**{figure: at}), run()) == 0
+    assert collapse(run(**{figure: beyond}), run()) == 1
 
 
 def test_divergence_and_drift_of_runs():

@@ -17,8 +17,8 @@ from rich.console import Console
 
 import ttt_cache
 from ttt_cache.evaluation import protocol
-from ttt_cache.evaluation.adapters import base_hash
 from ttt_cache.evaluation.checkpoint import Results, lock
+from ttt_cache.evaluation.hashes import base_hash
 from ttt_cache.evaluation.lines import Line, table_of
 from ttt_cache.evaluation.measures import Cost, Listen, Run, Span, Speak
 from ttt_cache.evaluation.protocol import Bench, Point, as_json

@@ -17,8 +17,9 @@ from safetensors import safe_open
 import ttt_cache
 from ttt_cache import testbed
 from ttt_cache.config import CacheConfig
-from ttt_cache.evaluation.adapters import HISTORY, adapter_hash, base_hash
+from ttt_cache.evaluation.adapters import HISTORY
 from ttt_cache.evaluation.arms import controls, described
+from ttt_cache.evaluation.hashes import adapter_hash, base_hash
 from ttt_cache.evaluation.model import LESSONS
 from ttt_cache.evaluation.recipe import DEFAULT, Course, Recipe
 from ttt_cache.evaluation.source import TestbedSource

@@ -11,8 +11,8 @@ LOOPS = 2.0  # of the reference's longest
 SHARE = 0.05  # of a run's windows
 
 
-def collapse(run: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether a run repeats itself, or has fallen silent, where the reference does not.
+def collapse(run: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """In what share of its windows a run repeats itself, or is silent, as the reference is not.
 
     A window is degenerate if, in one of its streams (`said` or `voice`),
 
@@ -28,11 +28,11 @@ def collapse(run: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, 
             read back from JSON.
 
     Returns:
-        JSON-able: `share` of degenerate windows; a run of which it is above `SHARE` has collapsed.
+        the share of degenerate windows.
     """
     bounds = _bounds(reference)
     degenerate = sum(_degenerate(window, bounds) for window in run["windows"])
-    return {"share": degenerate / len(run["windows"])}
+    return degenerate / len(run["windows"])
 
 
 def _bounds(reference: Mapping[str, Any]) -> dict[str, dict[str, float]]:

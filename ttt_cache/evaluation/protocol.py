@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ttt_cache.config import CacheConfig
 
-from .adapters import adapter_for, adapter_hash, base_hash, require_lessons
+from .adapters import adapter_for, require_lessons
 from .arms import Arm, described
 from .checkpoint import Results, key_of, lock
 from .circumstances import machine
+from .hashes import adapter_hash, base_hash
 from .measures import Cost, Measure, Run, Speak
 from .recipe import DEFAULT, Recipe
 from .source import Conversations, Piece, Source

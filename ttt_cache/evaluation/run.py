@@ -14,10 +14,10 @@ from rich.console import Console
 
 from ttt_cache.files import write_whole
 
-from .adapters import base_hash
 from .circumstances import circumstances
 from .experiments import Experiment, Plan
 from .findings import Finding, read
+from .hashes import base_hash
 from .lines import Line, table_of
 from .protocol import Bench, Point, as_json
 from .recipe import DEFAULT, HYBRID, SWEEP

@@ -70,11 +70,11 @@ class Unbounded(Experiment):
             *_drifts(mine, findings["stock"], plan.frames),
             Line(
                 "windows in which it collapses, beside stock Moshi's, share",
-                found["share"],
+                found,
                 at_most=COLLAPSED,
-                about=f"of stock Moshi's own, beside what was recorded: {beside['share']:.3f}",
+                about=f"of stock Moshi's own, beside what was recorded: {beside:.3f}",
             ),
-            Line("the same beside what was recorded", recorded["share"], at_most=COLLAPSED),
+            Line("the same beside what was recorded", recorded, at_most=COLLAPSED),
         ]
         return lines if plan.frames >= FRAMES else [line.unmeasured() for line in lines]
 
@@ -161,7 +161,7 @@ def _spoken(findings: dict[str, Finding]) -> Table:
         cells += [f"{steps['p50']:.2f}", f"{steps['p99']:.2f}", _mean(run, "silence")]
         cells += [_mean(run, "said", name) for name in ("entropy", "distinct", "repeated")]
         standard = run["recorded"] if run is reference else reference
-        cells.append(f"{collapse(run, standard)['share']:.3f}")
+        cells.append(f"{collapse(run, standard):.3f}")
         apart = _bits(divergence(run, reference)["said"]["1"])
         table.add_row(finding.name, *cells, apart, _bits(drift_of_speech(run)["said"]["1"]))
     return table
