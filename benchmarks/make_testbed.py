@@ -1,6 +1,6 @@
 """Train the testbed's Moshi from scratch, then its memories, and write all in the real formats.
 
-    python benchmarks/make_testbed.py            # writes out/testbed, about an hour on two cores
+    python benchmarks/make_testbed.py            # writes out/testbed, in an hour and a half
 
 What the package ships in `ttt_cache/data/testbed` is the folder that this writes. The same command
 goes on after an interruption: a base that is done, and adapters that are, are not trained again.
