@@ -1,0 +1,151 @@
+"""One streaming step of the TTT memory in one kernel: ring, update, chunk's end, read-out.
+
+Everything that a launch depends on follows from shapes, so that a CUDA graph may hold it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .checks import DTYPES, INSTEAD, _expect, check_device
+from .launch import Launch
+from .memory_reference import MemoryRows, MemoryWeights
+from .memory_step_kernel import memory_step_kernel
+from .memory_tiles import Sizes
+from .workspace import power_of_2
+
+WIDTHS = range(16, 129)  # of a memory head
+HIDDEN = range(16, 257)
+TILE = 4096, 8192  # at least and at most; 16 registers of each thread
+EACH_WARP = 512  # elements of a tile
+
+
+def memory_step(
+    features: Tensor,
+    count: Tensor,
+    mask: Tensor,
+    weights: MemoryWeights,
+    rows: MemoryRows,
+    chunk: int,
+) -> None:
+    """Advance the memory of the rows of `mask` by one token, in place.
+
+    The new token's features wait; those of the token N before it are learned, by the delta rule
+    (arXiv 2406.06484, equation 1) on the features of a network that is trained at test time
+    (arXiv 2407.04620, section 2). Where they end a chunk the next version is made and read.
+    Computes what `memory_reference.memory_step` does.
+
+    Args:
+        features: of the new token, `[B, F]`, F = (2 d + 1) h: keys, values and rates of all heads,
+            as projected; in bfloat16, float16 or float32, rows may stand apart.
+        count: tokens before it, int64 `[B]`. Not advanced here: what reads the memory does.
+        mask: bool `[B]`; other rows keep their bits.
+        weights: of training; the fast weights' own are float32.
+        rows: what the memory holds, float32, but what waits in the dtype of `features`.
+        chunk: tokens that make one version, C.
+
+    Raises:
+        ValueError: a shape, dtype or width does not fit, or the device is not supported.
+    """
+    check_device(features.device)
+    memory_step_launch(features, count, mask, weights, rows, chunk).run()
+
+
+def memory_step_launch(
+    features: Tensor,
+    count: Tensor,
+    mask: Tensor,
+    weights: MemoryWeights,
+    rows: MemoryRows,
+    chunk: int,
+) -> Launch:
+    """The launch behind `memory_step`; its tensors may be on any device."""
+    _check(features, count, mask, weights, rows)
+    sizes = _sizes(weights, rows, chunk)
+    # A linear memory has no W1: the kernel is compiled without it and looks at none of these.
+    absent = dict.fromkeys(("first", "gradient", "first_0", "step_size"), rows.last)
+    tensors = rows._asdict() | {
+        "first_0": weights.first,
+        "last_0": weights.last,
+        "step_size": weights.step_size,
+    }
+    arguments = {
+        "features": features,
+        "features_row": features.stride(0),
+        "count": count,
+        "mask": mask,
+        "bias": weights.rate,
+        "slots": weights.slots,
+        **{name: absent[name] if tensor is None else tensor for name, tensor in tensors.items()},
+        "s": sizes,
+    }
+    warps = max(4, sizes.tile // EACH_WARP)
+    return Launch(
+        memory_step_kernel, (features.shape[0], sizes.heads), arguments, {"num_warps": warps}
+    )
+
+
+def _sizes(weights: MemoryWeights, rows: MemoryRows, chunk: int) -> Sizes:
+    heads, n, d = weights.last.shape
+    block_d, block_n = power_of_2(d), power_of_2(n)
+    least, most = TILE
+    return Sizes(
+        heads=heads,
+        d=d,
+        n=n,
+        slots=weights.slots.shape[1],
+        wait=rows.waiting.shape[2],
+        chunk=chunk,
+        linear=weights.first is None,
+        width=rows.waiting.shape[3],
+        cap=math.sqrt(n * d),
+        block_d=block_d,
+        block_n=block_n,
+        tile=min(block_d * block_n, max(least, min(most, block_d * block_n // 4))),
+    )
+
+
+def _check(
+    features: Tensor, count: Tensor, mask: Tensor, weights: MemoryWeights, rows: MemoryRows
+) -> None:
+    if features.dtype not in DTYPES:
+        names = ", ".join(str(one).removeprefix("torch.") for one in DTYPES)
+        raise ValueError(f"features must be one of {names}, got {features.dtype}{INSTEAD}")
+    heads, n, d = weights.last.shape
+    if d not in WIDTHS or n not in HIDDEN:
+        raise ValueError(
+            f"memory_dim must be from 16 to 128 and hidden_dim from 16 to 256, got {d} and {n}"
+            f"{INSTEAD}"
+        )
+    batch, slots = features.shape[0], weights.slots.shape[1]
+    width, wait = heads * (2 * d + 1), rows.waiting.shape[2]
+    _expect("features", features, (batch, width), features.dtype, packed=1)
+    _expect("count", count, (batch,), torch.int64)
+    _expect("mask", mask, (batch,), torch.bool)
+    _expect("rate", weights.rate, (heads,), weights.rate.dtype)
+    _expect("slots", weights.slots, (heads, slots, d), weights.slots.dtype)
+    _expect("waiting", rows.waiting, (batch, 1, wait, width), features.dtype)
+    _expect("last of weights", weights.last, (heads, n, d), torch.float32)
+    _expect("last of rows", rows.last, (batch, heads, n, d), torch.float32)
+    _expect("readout", rows.readout, (batch, slots, heads * d), torch.float32)
+    _check_hidden(weights, rows)
+
+
+def _check_hidden(weights: MemoryWeights, rows: MemoryRows) -> None:
+    hidden = {
+        "first of weights": weights.first,
+        "step_size": weights.step_size,
+        "first of rows": rows.first,
+        "gradient": rows.gradient,
+    }
+    given = [name for name, tensor in hidden.items() if tensor is not None]
+    if given and len(given) < len(hidden):
+        raise ValueError(f"a memory has all of {', '.join(hidden)} or none, got {given}")
+    batch, heads, n, d = rows.last.shape
+    shapes = ((heads, d, n), (1, heads), (batch, heads, d, n), (batch, heads, d, n))
+    for (name, tensor), shape in zip(hidden.items(), shapes, strict=True):
+        if tensor is not None:
+            _expect(name, tensor, shape, torch.float32)
