@@ -52,11 +52,11 @@ def over_sinks(
 
     A sink's key is turned once, to its constant distance, and scored with the query before RoPE.
     """
-    k = load_turned(k_ptr, token - W - S, frequencies_ptr, ROPE, D, BLOCK_D)
-    v = load_vector(v_ptr, D, BLOCK_D)
-    first = stores & (token <= S)
-    store_vector(keys_ptr + (token - 1) * D, k, first, D, BLOCK_D)
-    store_vector(values_ptr + (token - 1) * D, v, first, D, BLOCK_D)
+    if stores & (token <= S):
+        k = load_turned(k_ptr, token - W - S, frequencies_ptr, ROPE, D, BLOCK_D)
+        store_vector(keys_ptr + (token - 1) * D, k, True, D, BLOCK_D)
+        v = load_vector(v_ptr, D, BLOCK_D)
+        store_vector(values_ptr + (token - 1) * D, v, True, D, BLOCK_D)
     q = load_vector(q_ptr, D, BLOCK_D) * scale
     seen = tl.where(attends, tl.minimum(gone, S), 0).to(tl.int32)
     for start in range(0, seen, BLOCK_W):

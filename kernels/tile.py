@@ -18,7 +18,7 @@ FLOOR = tl.constexpr(-3.0e38)
 def no_softmax(LANES: tl.constexpr, WIDTH: tl.constexpr):
     """Lanes that have seen nothing."""
     top = tl.full([LANES], FLOOR, tl.float32)
-    return top, tl.zeros([LANES], tl.float32), tl.zeros([LANES, WIDTH], tl.float32)
+    return top, tl.full([LANES], 0.0, tl.float32), tl.full([LANES, WIDTH], 0.0, tl.float32)
 
 
 @triton.jit
