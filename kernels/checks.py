@@ -52,17 +52,17 @@ def check_decode(token: Token, ring: Ring, layer: Layer, virtual: Virtual | None
     of_ring = (batch, kv_heads, layer.capacity, width)
     of_sinks = (batch, kv_heads, ring.sink_keys.shape[2], width)
     dtype = token.q.dtype
-    _expect("q", token.q, (batch, heads, width), dtype, packed=2)
-    _expect("k", token.k, (batch, kv_heads, width), dtype, packed=2)
-    _expect("v", token.v, (batch, kv_heads, width), dtype, packed=2)
-    _expect("mask", token.mask, (batch,), torch.bool)
-    _expect("executed", ring.executed, (batch,), torch.int64)
-    _expect("keys", ring.keys, of_ring, dtype)
-    _expect("values", ring.values, of_ring, dtype)
-    _expect("sink_keys", ring.sink_keys, of_sinks, dtype)
-    _expect("sink_values", ring.sink_values, of_sinks, dtype)
+    expect("q", token.q, (batch, heads, width), dtype, packed=2)
+    expect("k", token.k, (batch, kv_heads, width), dtype, packed=2)
+    expect("v", token.v, (batch, kv_heads, width), dtype, packed=2)
+    expect("mask", token.mask, (batch,), torch.bool)
+    expect("executed", ring.executed, (batch,), torch.int64)
+    expect("keys", ring.keys, of_ring, dtype)
+    expect("values", ring.values, of_ring, dtype)
+    expect("sink_keys", ring.sink_keys, of_sinks, dtype)
+    expect("sink_values", ring.sink_values, of_sinks, dtype)
     if token.frequencies is not None:
-        _expect("frequencies", token.frequencies, (width // 2,), torch.float32)
+        expect("frequencies", token.frequencies, (width // 2,), torch.float32)
     if virtual is not None:
         _check_virtual(virtual, token.q)
 
@@ -70,8 +70,8 @@ def check_decode(token: Token, ring: Ring, layer: Layer, virtual: Virtual | None
 def _check_virtual(virtual: Virtual, q: Tensor) -> None:
     batch, heads, _ = q.shape
     slots, latent = virtual.readout.shape[-2:]
-    _expect("readout", virtual.readout, (batch, slots, latent), torch.float32)
-    _expect("absorbed", virtual.absorbed, (batch, heads, latent + slots), q.dtype, packed=1)
+    expect("readout", virtual.readout, (batch, slots, latent), torch.float32)
+    expect("absorbed", virtual.absorbed, (batch, heads, latent + slots), q.dtype, packed=1)
     _check_gate(virtual.gate, q)
 
 
@@ -89,10 +89,10 @@ def _check_gate(gate: Gate, q: Tensor) -> None:
             needed = "none" if shape is None else f"one of shape {shape}"
             raise ValueError(f"gate={gate.kind!r} needs {needed} as its {name}")
         if found is not None and shape is not None:
-            _expect(name, found, shape, found.dtype)
+            expect(name, found, shape, found.dtype)
 
 
-def _expect(
+def expect(
     name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, packed: int | None = None
 ) -> None:
     """Check shape and dtype, and that the last `packed` axes (default: all) have no gaps."""

@@ -5,15 +5,14 @@ Everything that a launch depends on follows from shapes, so that a CUDA graph ma
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .checks import check_decode, check_device
 from .decode_kernel import decode_kernel
 from .inputs import Layer, Ring, Token, Virtual
 from .launch import Launch
-from .workspace import TILE, Split, Workspace, power_of_2
+from .sizes import TILE, Sizes, Split, power_of_2
+from .workspace import Workspace
 
 WARPS = 4
 
@@ -65,67 +64,57 @@ def decode_launch(
 ) -> Launch:
     """The launch behind `decode`, which writes to `out`; its tensors may be on any device."""
     check_decode(token, ring, layer, virtual)
-    batch, heads, width = token.q.shape
-    block = power_of_2(width)
+    named = token._asdict() | ring._asdict() | workspace.tensors() | _of_virtual(virtual)
+    named |= {"recent": out[0], "latent": out[1]}
     arguments = {
-        **_tensors(token, ring, workspace),
-        **_virtual(virtual),
-        "recent_ptr": out[0],
-        "latent_ptr": out[1],
-        "scale": width**-0.5,
-        "H": heads,
-        "R": heads // ring.keys.shape[1],
-        "D": width,
-        "W": layer.capacity,
-        "S": ring.sink_keys.shape[2],
-        "RECENT": layer.recent,
-        "LEAVING": layer.leaving,
-        "WRITTEN": layer.written,
-        "ROPE": _rope(token, layer),
-        "BLOCK_D": block,
-        **_parts(workspace.split),
+        **{f"{name}_ptr": tensor for name, tensor in named.items()},
+        **{f"{name}_row": x.stride(0) for name, x in zip("qkv", token[:3], strict=True)},
+        "absorbed_row": 0 if virtual is None else virtual.absorbed.stride(0),
+        "absorbed_head": 0 if virtual is None else virtual.absorbed.stride(1),
+        "alpha": 0.0 if virtual is None else float(virtual.gate.alpha),
+        "scale": token.q.shape[-1] ** -0.5,
+        "s": _sizes(token, ring, layer, virtual, workspace.split),
     }
-    return Launch(
-        decode_kernel, (heads, workspace.split.parts, batch), arguments, {"num_warps": WARPS}
-    )
+    batch, heads, _ = token.q.shape
+    grid = (heads, workspace.split.parts, batch)
+    return Launch(decode_kernel, grid, arguments, {"num_warps": WARPS})
 
 
-def _tensors(token: Token, ring: Ring, workspace: Workspace) -> dict[str, Any]:
-    rows = {f"{name}_row": getattr(token, name).stride(0) for name in ("q", "k", "v")}
-    named = token._asdict() | ring._asdict() | workspace.tensors()
-    return rows | {f"{name}_ptr": tensor for name, tensor in named.items()}
-
-
-def _virtual(virtual: Virtual | None) -> dict[str, Any]:
-    """What the kernel must know of virtual tokens, or that there are none."""
+def _of_virtual(virtual: Virtual | None) -> dict[str, Tensor | None]:
     if virtual is None:
-        names = ("absorbed_ptr", "readout_ptr", "bias_ptr", "weight_ptr")
-        sizes = {"M": 0, "E": 0, "BLOCK_M": 1, "BLOCK_E": 1, "GATE": "none", "alpha": 0.0}
-        return dict.fromkeys(names) | {"absorbed_row": 0, "absorbed_head": 0} | sizes
-    _, slots, latent = virtual.readout.shape
-    block = power_of_2(latent)
+        return dict.fromkeys(("absorbed", "readout", "bias", "weight"))
+    gate = virtual.gate
     return {
-        "absorbed_ptr": virtual.absorbed,
-        "readout_ptr": virtual.readout,
-        "bias_ptr": virtual.gate.bias,
-        "weight_ptr": virtual.gate.weight,
-        "absorbed_row": virtual.absorbed.stride(0),
-        "absorbed_head": virtual.absorbed.stride(1),
-        "alpha": float(virtual.gate.alpha),
-        "M": slots,
-        "E": latent,
-        "BLOCK_M": min(max(TILE // block, 1), power_of_2(slots)),
-        "BLOCK_E": block,
-        "GATE": virtual.gate.kind,
+        "absorbed": virtual.absorbed,
+        "readout": virtual.readout,
+        "bias": gate.bias,
+        "weight": gate.weight,
     }
 
 
-def _rope(token: Token, layer: Layer) -> str:
-    if token.frequencies is None:
-        return "none"
-    return "interleaved" if layer.interleave else "halves"
-
-
-def _parts(split: Split) -> dict[str, int]:
-    lanes = power_of_2(split.parts)
-    return {"BLOCK_W": split.lanes, "SPAN": split.span, "PARTS": split.parts, "LANES": lanes}
+def _sizes(token: Token, ring: Ring, layer: Layer, virtual: Virtual | None, split: Split) -> Sizes:
+    _, heads, width = token.q.shape
+    slots, latent = (0, 0) if virtual is None else virtual.readout.shape[1:]
+    block_e = power_of_2(max(latent, 1))
+    turned = "interleaved" if layer.interleave else "halves"
+    return Sizes(
+        heads=heads,
+        repeat=heads // ring.keys.shape[1],
+        d=width,
+        ring=layer.capacity,
+        sinks=ring.sink_keys.shape[2],
+        slots=slots,
+        e=latent,
+        recent=layer.recent,
+        leaving=layer.leaving,
+        written=layer.written,
+        gate="none" if virtual is None else virtual.gate.kind,
+        rope="none" if token.frequencies is None else turned,
+        block_d=power_of_2(width),
+        block_e=block_e,
+        lanes=split.lanes,
+        block_m=min(max(TILE // block_e, 1), power_of_2(max(slots, 1))),
+        span=split.span,
+        parts=split.parts,
+        block_parts=power_of_2(split.parts),
+    )

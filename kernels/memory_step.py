@@ -10,17 +10,19 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import DTYPES, INSTEAD, _expect, check_device
+from .checks import DTYPES, INSTEAD, check_device, expect
 from .launch import Launch
 from .memory_reference import MemoryRows, MemoryWeights
 from .memory_step_kernel import memory_step_kernel
 from .memory_tiles import Sizes
-from .workspace import power_of_2
+from .sizes import power_of_2
 
 WIDTHS = range(16, 129)  # of a memory head
 HIDDEN = range(16, 257)
-TILE = 4096, 8192  # at least and at most; 16 registers of each thread
-EACH_WARP = 512  # elements of a tile
+WHOLE = 8192  # elements of a matrix that is worked on as one tile
+TILE = 4096  # of one that is larger: registers would not hold its update
+WARPS = range(4, 17)
+EACH_WARP = 256  # elements of a tile
 
 
 def memory_step(
@@ -82,7 +84,7 @@ def memory_step_launch(
         **{name: absent[name] if tensor is None else tensor for name, tensor in tensors.items()},
         "s": sizes,
     }
-    warps = max(4, sizes.tile // EACH_WARP)
+    warps = min(max(sizes.tile // EACH_WARP, WARPS[0]), WARPS[-1])
     return Launch(
         memory_step_kernel, (features.shape[0], sizes.heads), arguments, {"num_warps": warps}
     )
@@ -91,7 +93,6 @@ def memory_step_launch(
 def _sizes(weights: MemoryWeights, rows: MemoryRows, chunk: int) -> Sizes:
     heads, n, d = weights.last.shape
     block_d, block_n = power_of_2(d), power_of_2(n)
-    least, most = TILE
     return Sizes(
         heads=heads,
         d=d,
@@ -104,7 +105,7 @@ def _sizes(weights: MemoryWeights, rows: MemoryRows, chunk: int) -> Sizes:
         cap=math.sqrt(n * d),
         block_d=block_d,
         block_n=block_n,
-        tile=min(block_d * block_n, max(least, min(most, block_d * block_n // 4))),
+        tile=block_d * block_n if block_d * block_n <= WHOLE else TILE,
     )
 
 
@@ -122,15 +123,15 @@ def _check(
         )
     batch, slots = features.shape[0], weights.slots.shape[1]
     width, wait = heads * (2 * d + 1), rows.waiting.shape[2]
-    _expect("features", features, (batch, width), features.dtype, packed=1)
-    _expect("count", count, (batch,), torch.int64)
-    _expect("mask", mask, (batch,), torch.bool)
-    _expect("rate", weights.rate, (heads,), weights.rate.dtype)
-    _expect("slots", weights.slots, (heads, slots, d), weights.slots.dtype)
-    _expect("waiting", rows.waiting, (batch, 1, wait, width), features.dtype)
-    _expect("last of weights", weights.last, (heads, n, d), torch.float32)
-    _expect("last of rows", rows.last, (batch, heads, n, d), torch.float32)
-    _expect("readout", rows.readout, (batch, slots, heads * d), torch.float32)
+    expect("features", features, (batch, width), features.dtype, packed=1)
+    expect("count", count, (batch,), torch.int64)
+    expect("mask", mask, (batch,), torch.bool)
+    expect("rate", weights.rate, (heads,), weights.rate.dtype)
+    expect("slots", weights.slots, (heads, slots, d), weights.slots.dtype)
+    expect("waiting", rows.waiting, (batch, 1, wait, width), features.dtype)
+    expect("last of weights", weights.last, (heads, n, d), torch.float32)
+    expect("last of rows", rows.last, (batch, heads, n, d), torch.float32)
+    expect("readout", rows.readout, (batch, slots, heads * d), torch.float32)
     _check_hidden(weights, rows)
 
 
@@ -148,4 +149,4 @@ def _check_hidden(weights: MemoryWeights, rows: MemoryRows) -> None:
     shapes = ((heads, d, n), (1, heads), (batch, heads, d, n), (batch, heads, d, n))
     for (name, tensor), shape in zip(hidden.items(), shapes, strict=True):
         if tensor is not None:
-            _expect(name, tensor, shape, torch.float32)
+            expect(name, tensor, shape, torch.float32)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .constant import constexpr
 from .tile import load_vector
 
 
@@ -21,26 +22,19 @@ def frequencies(head_dim: int, max_period: float, device: torch.device | str | N
 
 
 @triton.jit
-def load_turned(
-    x_ptr,
-    position,
-    frequencies_ptr,
-    ROPE: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One head's vector turned to a position: float32 `[BLOCK_D]`, zero from D on.
+def load_turned(x_ptr, position, frequencies_ptr, s: constexpr):
+    """One head's vector turned to a position: float32 `[block_d]`, zero behind its end.
 
-    ROPE is `interleaved` (pairs 2i and 2i + 1), `halves` (i and i + D / 2) or `none`.
+    `s.rope` is `interleaved` (pairs 2i and 2i + 1), `halves` (i and i + D / 2) or `none`.
     """
-    x = load_vector(x_ptr, D, BLOCK_D)
-    if ROPE != "none":
-        d = tl.arange(0, BLOCK_D)
-        if ROPE == "interleaved":
+    x = load_vector(x_ptr, s.d, s.block_d)
+    if s.rope != "none":
+        d = tl.arange(0, s.block_d)
+        if s.rope == "interleaved":
             pair, partner, first = d // 2, d ^ 1, d % 2 == 0
         else:
-            pair, partner, first = d % (D // 2), (d + D // 2) % D, d < D // 2
-        y = tl.load(x_ptr + partner, mask=d < D, other=0).to(tl.float32)
-        angle = tl.load(frequencies_ptr + pair, mask=d < D, other=0) * position.to(tl.float32)
+            pair, partner, first = d % (s.d // 2), (d + s.d // 2) % s.d, d < s.d // 2
+        y = tl.load(x_ptr + partner, mask=d < s.d, other=0).to(tl.float32)
+        angle = tl.load(frequencies_ptr + pair, mask=d < s.d, other=0) * position.to(tl.float32)
         x = x * tl.cos(angle) + tl.where(first, -y, y) * tl.sin(angle)
     return x

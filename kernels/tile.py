@@ -10,15 +10,17 @@ folded into one when the last tile is through. So are the parts of a window that
 import triton
 import triton.language as tl
 
+from .constant import constexpr
+
 # Below any score, but no infinity: the difference of two infinities would be NaN.
 FLOOR = tl.constexpr(-3.0e38)
 
 
 @triton.jit
-def no_softmax(LANES: tl.constexpr, WIDTH: tl.constexpr):
+def no_softmax(lanes: constexpr, width: constexpr):
     """Lanes that have seen nothing."""
-    top = tl.full([LANES], FLOOR, tl.float32)
-    return top, tl.full([LANES], 0.0, tl.float32), tl.full([LANES, WIDTH], 0.0, tl.float32)
+    top = tl.full([lanes], FLOOR, tl.float32)
+    return top, tl.full([lanes], 0.0, tl.float32), tl.full([lanes, width], 0.0, tl.float32)
 
 
 @triton.jit
@@ -26,9 +28,9 @@ def take_in(top, mass, total, q, keys, values, bias):
     """Lanes after one more tile.
 
     Args:
-        q: `[WIDTH]`, scaled.
-        keys, values: `[LANES, WIDTH]`, finite where hidden.
-        bias: added to the scores `[LANES]`, -inf where hidden.
+        q: `[width]`, scaled.
+        keys, values: `[lanes, width]`, finite where hidden.
+        bias: added to the scores `[lanes]`, -inf where hidden.
     """
     scores = tl.sum(q[None, :] * keys, 1) + bias
     higher = tl.maximum(top, scores)
@@ -38,7 +40,7 @@ def take_in(top, mass, total, q, keys, values, bias):
 
 @triton.jit
 def fold(top, mass, total):
-    """One softmax of all lanes: its maximum, its mass `[]` and its total `[WIDTH]`."""
+    """One softmax of all lanes: its maximum, its mass `[]` and its total `[width]`."""
     highest = tl.max(top, 0)
     share = tl.exp(top - highest)
     return highest, tl.sum(mass * share, 0), tl.sum(total * share[:, None], 0)
@@ -51,22 +53,22 @@ def hide(visible):
 
 
 @triton.jit
-def load_slots(ring_ptr, slots, there, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Keys or values of a ring's slots, float32 `[LANES, BLOCK_D]`, zero where not `there`."""
-    d = tl.arange(0, BLOCK_D)[None, :]
-    place = slots[:, None] * D + d
-    return tl.load(ring_ptr + place, mask=there[:, None] & (d < D), other=0).to(tl.float32)
+def load_slots(ring_ptr, slots, there, size: constexpr, block: constexpr):
+    """Keys or values of a ring's slots, float32 `[lanes, block]`, zero where not `there`."""
+    d = tl.arange(0, block)[None, :]
+    place = slots[:, None] * size + d
+    return tl.load(ring_ptr + place, mask=there[:, None] & (d < size), other=0).to(tl.float32)
 
 
 @triton.jit
-def load_vector(x_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """One head's vector, float32 `[BLOCK_D]`, zero from D on."""
-    d = tl.arange(0, BLOCK_D)
-    return tl.load(x_ptr + d, mask=d < D, other=0).to(tl.float32)
+def load_vector(x_ptr, size: constexpr, block: constexpr):
+    """One head's vector, float32 `[block]`, zero behind its end."""
+    d = tl.arange(0, block)
+    return tl.load(x_ptr + d, mask=d < size, other=0).to(tl.float32)
 
 
 @triton.jit
-def store_vector(x_ptr, x, kept, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_vector(x_ptr, x, kept, size: constexpr, block: constexpr):
     """Store one head's vector, if it is to be kept."""
-    d = tl.arange(0, BLOCK_D)
-    tl.store(x_ptr + d, x, mask=(d < D) & kept)
+    d = tl.arange(0, block)
+    tl.store(x_ptr + d, x, mask=(d < size) & kept)

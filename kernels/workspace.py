@@ -1,4 +1,4 @@
-"""How many programs share a query, and where they leave what they found for each other."""
+"""Where programs that share a query or a row leave what they found for each other."""
 
 from __future__ import annotations
 
@@ -8,40 +8,7 @@ import torch
 from torch import Tensor
 
 from .inputs import Ring
-
-TILE = 4096  # numbers in a tile, 32 in each of 128 threads: four loads of 128 bits at 16 bits each
-PROGRAMS = 256  # fewer leave multiprocessors idle: an H100 has 132, and each holds several
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which part of what a query sees is whose.
-
-    Attributes:
-        lanes: slots of a tile.
-        span: slots of the ring that a program takes, a multiple of `lanes`.
-        parts: programs for a query. The last takes sinks and virtual tokens; where the ring is
-            split it takes nothing else.
-    """
-
-    lanes: int
-    span: int
-    parts: int
-
-    @classmethod
-    def of(cls, queries: int, capacity: int, head_dim: int, beside: bool) -> Split:
-        """Chosen from shapes alone: a CUDA graph holds it for good.
-
-        Args:
-            queries: rows times query heads.
-            capacity: slots of the ring, W.
-            beside: whether there are sinks or virtual tokens.
-        """
-        lanes = min(TILE // power_of_2(head_dim), power_of_2(capacity))
-        tiles = pieces(capacity, lanes)
-        span = pieces(tiles, min(pieces(PROGRAMS, queries), tiles)) * lanes
-        spans = pieces(capacity, span)
-        return cls(lanes, span, 1 if spans == 1 else spans + beside)
+from .sizes import Split
 
 
 @dataclass(frozen=True)
@@ -84,13 +51,3 @@ class Workspace:
             virtual=torch.empty(*queries, 2, device=device),
             mixes=torch.empty(*queries, latent_dim, device=device),
         )
-
-
-def pieces(length: int, size: int) -> int:
-    """How many pieces of a size it takes to cover a length."""
-    return -(-length // size)
-
-
-def power_of_2(least: int) -> int:
-    """The first power of two that is not below `least`."""
-    return 1 << (least - 1).bit_length()

@@ -15,7 +15,8 @@ from ttt_cache.kernels import reference
 from ttt_cache.kernels.decode import decode, decode_launch, outputs
 from ttt_cache.kernels.inputs import GATES, Gate, Layer, Ring, Token, Virtual
 from ttt_cache.kernels.rotary import frequencies
-from ttt_cache.kernels.workspace import Split, Workspace
+from ttt_cache.kernels.sizes import Split
+from ttt_cache.kernels.workspace import Workspace
 from ttt_cache.memory.tokens import LatentTokens
 
 SIZES: dict[str, Any] = {"chunk": 3, "virtual": 4, "memory_heads": 2, "memory_dim": 3}
