@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Gate
+from .backend import choose
 from .checks import check_inputs, check_mask, check_state, one_of, whole_number
 from .config import GATES, CacheConfig
 from .memory import TTT, Attention, QueryReader, VirtualTokens, build_memory, build_reader
@@ -113,8 +114,11 @@ class HierarchicalCache(nn.Module):
 
         Args:
             device, dtype: of the ring; those of the module by default.
+
+        Raises:
+            ValueError: `TTT_CACHE_BACKEND` names no backend, or one that cannot be had.
         """
-        return empty_state(
+        state = empty_state(
             whole_number("batch_size", batch_size, 1),
             self.window,
             (self.kv_heads, self.head_dim),
@@ -122,6 +126,8 @@ class HierarchicalCache(nn.Module):
             device=device or self.anchor.device,
             dtype=dtype or self.anchor.dtype,
         )
+        state.backend = choose(self, state)
+        return state
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: CacheState | None = None
@@ -175,7 +181,9 @@ class HierarchicalCache(nn.Module):
         mask = torch.ones_like(state.count, dtype=torch.bool) if exec_mask is None else exec_mask
         check_mask("exec_mask", mask, q.shape[0])
         if q.shape[2] == 1:
-            return step(self, q, k, v, x, state, mask)
+            fused = state.backend.fused
+            one = step if fused is None else fused.step
+            return one(self, q, k, v, x, state, mask)
         y, new = extend(self, q, k, v, x, state)
         state.commit(new, mask)
         return y
