@@ -8,7 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .memory_tiles import EPS, gelu_share, tile_of
+from .constant import constexpr
+from .memory_tiles import EPS, gelu_share, load_tile, store_tile
 
 SOFT = tl.constexpr(1e-2)  # of an answer: one that is nearly nothing is not blown up
 GROUP = tl.constexpr(16)  # slots that are answered together: the least that `tl.dot` takes
@@ -16,38 +17,38 @@ UNITS = tl.constexpr(32)  # hidden units at a time
 
 
 @triton.jit
-def close_hidden(w, w_0, g, step_size, s: tl.constexpr):
+def close_hidden(w, w_0, g, step_size, s: constexpr):
     """A bounded step of W1 along its mean gradient; then its columns get their old length."""
-    length: tl.constexpr = s.tile // s.block_d
+    length: constexpr = s.tile // s.block_d
     square = squared_norm(g, s.d, s.n, s.block_d, s.block_n, s.tile)
     rate = tl.sigmoid(tl.load(step_size))
     step = rate * tl.rsqrt(1 + square / (s.chunk * s.chunk)) / s.chunk
     for j in range(0, s.block_n, length):
-        at, inside = tile_of(tl.arange(0, s.block_d), j + tl.arange(0, length), s.d, s.n)
-        begun = tl.load(w_0 + at, mask=inside, other=0.0)
+        rows, columns = tl.arange(0, s.block_d), j + tl.arange(0, length)
+        begun = load_tile(w_0, rows, columns, s.d, s.n)
         norm = tl.sqrt(tl.sum(begun * begun, 0))
-        weight = tl.load(w + at, mask=inside, other=0.0)
-        weight -= step * tl.load(g + at, mask=inside, other=0.0)
+        weight = load_tile(w, rows, columns, s.d, s.n)
+        weight -= step * load_tile(g, rows, columns, s.d, s.n)
         scale = norm * tl.rsqrt(tl.sum(weight * weight, 0) + EPS)
-        tl.store(w + at, weight * scale[None, :], mask=inside)
-        tl.store(g + at, tl.zeros_like(weight), mask=inside)
+        store_tile(w, weight * scale[None, :], rows, columns, s.d, s.n)
+        store_tile(g, tl.zeros_like(weight), rows, columns, s.d, s.n)
 
 
 @triton.jit
-def close_last(f, s: tl.constexpr):
+def close_last(f, s: constexpr):
     """Bring F back to the norm of a full memory if it is beyond."""
-    height: tl.constexpr = s.tile // s.block_d
+    height: constexpr = s.tile // s.block_d
     square = squared_norm(f, s.n, s.d, s.block_n, s.block_d, s.tile)
     shrink = s.cap * tl.rsqrt(square + EPS)
     if shrink < 1:
         for i in range(0, s.block_n, height):
-            at, inside = tile_of(i + tl.arange(0, height), tl.arange(0, s.block_d), s.n, s.d)
-            weight = tl.load(f + at, mask=inside, other=0.0)
-            tl.store(f + at, weight * shrink, mask=inside)
+            rows, columns = i + tl.arange(0, height), tl.arange(0, s.block_d)
+            weight = load_tile(f, rows, columns, s.n, s.d)
+            store_tile(f, weight * shrink, rows, columns, s.n, s.d)
 
 
 @triton.jit
-def publish(slots, w, f, readout, s: tl.constexpr):
+def publish(slots, w, f, readout, s: constexpr):
     """What the network answers to its slots `[M, d]`, into its columns of `[M, h d]`."""
     all_d = tl.arange(0, s.block_d)
     for m in range(0, s.slots, GROUP):
@@ -59,9 +60,9 @@ def publish(slots, w, f, readout, s: tl.constexpr):
 
 
 @triton.jit
-def answers(slots, some, w, f, s: tl.constexpr):
+def answers(slots, some, w, f, s: constexpr):
     """`phi(unit(slot)) F` of some slots, `[GROUP, block_d]`, some features at a time."""
-    block_d: tl.constexpr = s.block_d
+    block_d: constexpr = s.block_d
     all_d = tl.arange(0, block_d)
     answer = tl.zeros([GROUP, block_d], tl.float32)
     square = tl.zeros([GROUP], tl.float32)
@@ -75,44 +76,41 @@ def answers(slots, some, w, f, s: tl.constexpr):
             z = unit_q[:, None] * before_gelu(slots, some, w, units, s)
             a = z * gelu_share(z)
         square += tl.sum(a * a, 1)
-        at, inside = tile_of(units, all_d, s.n, s.d)
-        weight = tl.load(f + at, mask=inside, other=0.0)
+        weight = load_tile(f, units, all_d, s.n, s.d)
         answer = tl.dot(a, weight, answer, input_precision="tf32x3")
     return answer * tl.rsqrt(square + EPS)[:, None]
 
 
 @triton.jit
-def before_gelu(slots, some, w, units, s: tl.constexpr):
+def before_gelu(slots, some, w, units, s: constexpr):
     """Some slots times some columns of W1, `[GROUP, UNITS]`."""
     z = tl.zeros([GROUP, UNITS], tl.float32)
     for i in range(0, s.block_d, UNITS):
         rows = i + tl.arange(0, UNITS)
-        at, inside = tile_of(rows, units, s.d, s.n)
-        weight = tl.load(w + at, mask=inside, other=0.0)
+        weight = load_tile(w, rows, units, s.d, s.n)
         z = tl.dot(queries(slots, some, rows, s), weight, z, input_precision="tf32x3")
     return z
 
 
 @triton.jit
-def queries(slots, some, columns, s: tl.constexpr):
-    at, inside = tile_of(some, columns, s.slots, s.d)
-    return tl.load(slots + at, mask=inside, other=0.0).to(tl.float32)
+def queries(slots, some, columns, s: constexpr):
+    return load_tile(slots, some, columns, s.slots, s.d).to(tl.float32)
 
 
 @triton.jit
 def squared_norm(
     matrix,
-    height: tl.constexpr,
-    width: tl.constexpr,
-    block_height: tl.constexpr,
-    block_width: tl.constexpr,
-    tile: tl.constexpr,
+    height: constexpr,
+    width: constexpr,
+    block_height: constexpr,
+    block_width: constexpr,
+    tile: constexpr,
 ):
     """The sum of a matrix's squares."""
-    step: tl.constexpr = tile // block_width
+    step: constexpr = tile // block_width
     total = tl.zeros([step, block_width], tl.float32)
     for i in range(0, block_height, step):
-        at, inside = tile_of(i + tl.arange(0, step), tl.arange(0, block_width), height, width)
-        weight = tl.load(matrix + at, mask=inside, other=0.0)
+        rows = i + tl.arange(0, step)
+        weight = load_tile(matrix, rows, tl.arange(0, block_width), height, width)
         total += weight * weight
     return tl.sum(tl.sum(total, 1), 0)

@@ -2,8 +2,8 @@
 
 F is walked by blocks of columns: a column's error, its part of the gradient by phi and its update
 need that column alone. W1 and its gradient G are walked by bands of rows, of which each needs one
-entry of the key. The first tile of each is asked for at once (all of it, at the default sizes):
-three trips to memory behind each other would take longer than everything else.
+entry of the key. A tile is asked for before the one before it is worked on, and the first of each
+matrix before all else: trips to memory behind each other would take longer than the arithmetic.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .memory_tiles import CUBIC, EPS, SLOPE, entries, finite, gelu_share, tile_of
+from .constant import constexpr
+from .memory_tiles import CUBIC, EPS, SLOPE, entries, finite, gelu_share, load_tile, store_tile
 
 
 @triton.jit
-def feed(token, bias, w, w_0, g, f, f_0, head, fed, s: tl.constexpr):
+def feed(token, bias, w, w_0, g, f, f_0, head, fed, s: constexpr):
     """Take in the features at `token`; with a row's first token `w_0` and `f_0` are the weights."""
     begins = fed == 1
-    f_from = tl.where(begins, f_0, f)
+    opens = (fed - 1) % s.chunk == 0
+    w_from, f_from = tl.where(begins, w_0, w), tl.where(begins, f_0, f)
     f_tile = block(f_from, 0, s)
+    if not s.linear:
+        w_tile, g_tile = band(w_from, 0, True, s), band(g, 0, not opens, s)
     key, value = token + head * s.d, token + (s.heads + head) * s.d
     k = entries(key, tl.arange(0, s.block_d), s.d)
     v = entries(value, tl.arange(0, s.block_d), s.d)
@@ -30,9 +34,7 @@ def feed(token, bias, w, w_0, g, f, f_0, head, fed, s: tl.constexpr):
     if s.linear:
         learn(k * unit_k, value, norm_v, eta, f_tile, f_from, f, s)
     else:
-        opens = (fed - 1) % s.chunk == 0
-        g_tile = band(g, 0, not opens, s)
-        z = hidden(key, unit_k, w, w_0, begins, s)
+        z = hidden(key, unit_k, w_tile, w_from, w, begins, s)
         share = gelu_share(z)
         length = tl.rsqrt(tl.sum(z * share * z * share, 0) + EPS)
         phi = z * share * length
@@ -43,65 +45,59 @@ def feed(token, bias, w, w_0, g, f, f_0, head, fed, s: tl.constexpr):
 
 
 @triton.jit
-def hidden(key, unit_k, w, w_0, begins, s: tl.constexpr):
+def hidden(key, unit_k, w_tile, w_from, w, begins, s: constexpr):
     """k W1, `[block_n]`; with a row's first token W1 becomes version 0."""
-    block_d: tl.constexpr = s.block_d
-    block_n: tl.constexpr = s.block_n
-    height: tl.constexpr = s.tile // block_n
-    source = tl.where(begins, w_0, w)
+    block_n: constexpr = s.block_n
+    height: constexpr = s.tile // block_n
     total = tl.zeros([height, block_n], tl.float32)
-    for i in tl.static_range(0, block_d, height):
-        weight = band(source, i, True, s)
+    for i in range(0, s.block_d, height):
+        ahead = band(w_from, i + height, True, s)
         rows = i + tl.arange(0, height)
-        total += weight * (entries(key, rows, s.d) * unit_k)[:, None]
-        at, inside = tile_of(rows, tl.arange(0, block_n), s.d, s.n)
-        tl.store(w + at, weight, mask=inside & begins)
+        total += w_tile * (entries(key, rows, s.d) * unit_k)[:, None]
+        store_tile(w, w_tile, rows, tl.arange(0, block_n), s.d, s.n, begins)
+        w_tile = ahead
     return tl.sum(total, 0)
 
 
 @triton.jit
-def learn(phi, value, norm_v, eta, f_tile, f_from, f, s: tl.constexpr):
+def learn(phi, value, norm_v, eta, f_tile, f_from, f, s: constexpr):
     """The delta rule on F; returns the gradient of the loss by phi at the F before it."""
-    block_d: tl.constexpr = s.block_d
-    block_n: tl.constexpr = s.block_n
-    length: tl.constexpr = s.tile // block_n
+    block_n: constexpr = s.block_n
+    length: constexpr = s.tile // block_n
     back = tl.zeros([block_n, length], tl.float32)
-    for j in tl.static_range(0, block_d, length):
-        if j > 0:
-            f_tile = block(f_from, j, s)
+    for j in range(0, s.block_d, length):
+        ahead = block(f_from, j + length, s)
         columns = j + tl.arange(0, length)
         error = entries(value, columns, s.d) * norm_v - tl.sum(phi[:, None] * f_tile, 0)
         back -= f_tile * error[None, :]
-        at, inside = tile_of(tl.arange(0, block_n), columns, s.n, s.d)
-        tl.store(f + at, f_tile + phi[:, None] * (eta * error)[None, :], mask=inside)
+        f_tile += phi[:, None] * (eta * error)[None, :]
+        store_tile(f, f_tile, tl.arange(0, block_n), columns, s.n, s.d)
+        f_tile = ahead
     return tl.sum(back, 1)
 
 
 @triton.jit
-def gather(key, unit_k, d_z, g_tile, g, opens, s: tl.constexpr):
+def gather(key, unit_k, d_z, g_tile, g, opens, s: constexpr):
     """Add the outer product of key and `d_z` to G, which is zero where a chunk opens."""
-    block_d: tl.constexpr = s.block_d
-    height: tl.constexpr = s.tile // s.block_n
-    for i in tl.static_range(0, block_d, height):
-        if i > 0:
-            g_tile = band(g, i, not opens, s)
+    height: constexpr = s.tile // s.block_n
+    for i in range(0, s.block_d, height):
+        ahead = band(g, i + height, not opens, s)
         rows = i + tl.arange(0, height)
         k = entries(key, rows, s.d) * unit_k
-        at, inside = tile_of(rows, tl.arange(0, s.block_n), s.d, s.n)
-        tl.store(g + at, g_tile + k[:, None] * d_z[None, :], mask=inside)
+        g_tile += k[:, None] * d_z[None, :]
+        store_tile(g, g_tile, rows, tl.arange(0, s.block_n), s.d, s.n)
+        g_tile = ahead
 
 
 @triton.jit
-def band(matrix, i, wanted, s: tl.constexpr):
+def band(matrix, i, wanted, s: constexpr):
     """Rows of a `[d, n]` matrix from the i-th; zeros if they are not wanted."""
     rows = i + tl.arange(0, s.tile // s.block_n)
-    at, inside = tile_of(rows, tl.arange(0, s.block_n), s.d, s.n)
-    return tl.load(matrix + at, mask=inside & wanted, other=0.0)
+    return load_tile(matrix, rows, tl.arange(0, s.block_n), s.d, s.n, wanted)
 
 
 @triton.jit
-def block(matrix, j, s: tl.constexpr):
+def block(matrix, j, s: constexpr):
     """Columns of an `[n, d]` matrix from the j-th."""
     columns = j + tl.arange(0, s.tile // s.block_n)
-    at, inside = tile_of(tl.arange(0, s.block_n), columns, s.n, s.d)
-    return tl.load(matrix + at, mask=inside, other=0.0)
+    return load_tile(matrix, tl.arange(0, s.block_n), columns, s.n, s.d)

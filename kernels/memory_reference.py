@@ -99,7 +99,9 @@ def _begin(weights: MemoryWeights, rows: MemoryRows, row: int, fed: int) -> None
 
 def _feed(leaving: Tensor, weights: MemoryWeights, rows: MemoryRows, row: int) -> None:
     heads, _, d = weights.slots.shape
-    parts = leaving.to(rows.last.dtype).clamp(-LARGEST, LARGEST).split([heads * d, heads * d, heads])
+    parts = (
+        leaving.to(rows.last.dtype).clamp(-LARGEST, LARGEST).split([heads * d, heads * d, heads])
+    )
     for head in range(heads):
         k, v, logit = (part.unflatten(0, (heads, -1))[head] for part in parts)
         k, v = _unit(k), v * torch.rsqrt(v.square().mean() + EPS)

@@ -42,11 +42,12 @@ def memory_step(
 
     Args:
         features: of the new token, `[B, F]`, F = (2 d + 1) h: keys, values and rates of all heads,
-            as projected; in bfloat16, float16 or float32, rows may stand apart.
+            as projected; rows may stand apart.
         count: tokens before it, int64 `[B]`. Not advanced here: what reads the memory does.
         mask: bool `[B]`; other rows keep their bits.
-        weights: of training; the fast weights' own are float32.
-        rows: what the memory holds, float32, but what waits in the dtype of `features`.
+        weights: of training; version 0 and the step size are float32.
+        rows: what the memory holds, float32 but for what waits. That, `features` and the other
+            weights may each be bfloat16, float16 or float32.
         chunk: tokens that make one version, C.
 
     Raises:
@@ -67,13 +68,9 @@ def memory_step_launch(
     """The launch behind `memory_step`; its tensors may be on any device."""
     _check(features, count, mask, weights, rows)
     sizes = _sizes(weights, rows, chunk)
-    # A linear memory has no W1: the kernel is compiled without it and looks at none of these.
-    absent = dict.fromkeys(("first", "gradient", "first_0", "step_size"), rows.last)
-    tensors = rows._asdict() | {
-        "first_0": weights.first,
-        "last_0": weights.last,
-        "step_size": weights.step_size,
-    }
+    hidden = (weights.first, weights.step_size, rows.first, rows.gradient)
+    # A linear memory has none of them: its kernel is compiled without and gets a stand-in.
+    first_0, step_size, first, gradient = (rows.last if one is None else one for one in hidden)
     arguments = {
         "features": features,
         "features_row": features.stride(0),
@@ -81,7 +78,14 @@ def memory_step_launch(
         "mask": mask,
         "bias": weights.rate,
         "slots": weights.slots,
-        **{name: absent[name] if tensor is None else tensor for name, tensor in tensors.items()},
+        "first_0": first_0,
+        "last_0": weights.last,
+        "step_size": step_size,
+        "waiting": rows.waiting,
+        "first": first,
+        "gradient": gradient,
+        "last": rows.last,
+        "readout": rows.readout,
         "s": sizes,
     }
     warps = min(max(sizes.tile // EACH_WARP, WARPS[0]), WARPS[-1])
@@ -112,9 +116,16 @@ def _sizes(weights: MemoryWeights, rows: MemoryRows, chunk: int) -> Sizes:
 def _check(
     features: Tensor, count: Tensor, mask: Tensor, weights: MemoryWeights, rows: MemoryRows
 ) -> None:
-    if features.dtype not in DTYPES:
-        names = ", ".join(str(one).removeprefix("torch.") for one in DTYPES)
-        raise ValueError(f"features must be one of {names}, got {features.dtype}{INSTEAD}")
+    narrow = {
+        "features": features,
+        "waiting": rows.waiting,
+        "rate": weights.rate,
+        "slots": weights.slots,
+    }
+    for name, tensor in narrow.items():
+        if tensor.dtype not in DTYPES:
+            names = ", ".join(str(one).removeprefix("torch.") for one in DTYPES)
+            raise ValueError(f"{name} must be one of {names}, got {tensor.dtype}{INSTEAD}")
     heads, n, d = weights.last.shape
     if d not in WIDTHS or n not in HIDDEN:
         raise ValueError(
@@ -128,7 +139,7 @@ def _check(
     expect("mask", mask, (batch,), torch.bool)
     expect("rate", weights.rate, (heads,), weights.rate.dtype)
     expect("slots", weights.slots, (heads, slots, d), weights.slots.dtype)
-    expect("waiting", rows.waiting, (batch, 1, wait, width), features.dtype)
+    expect("waiting", rows.waiting, (batch, 1, wait, width), rows.waiting.dtype)
     expect("last of weights", weights.last, (heads, n, d), torch.float32)
     expect("last of rows", rows.last, (batch, heads, n, d), torch.float32)
     expect("readout", rows.readout, (batch, slots, heads * d), torch.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .constant import constexpr
 from .memory_close import close_hidden, close_last, publish
 from .memory_feed import feed
 
@@ -29,7 +30,7 @@ def memory_step_kernel(
     gradient,  # [B, h, d, n]
     last,  # [B, h, n, d]
     readout,  # [B, M, h d]
-    s: tl.constexpr,
+    s: constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -59,12 +60,13 @@ def memory_step_kernel(
 
 
 @triton.jit
-def keep(slot, new, head, s: tl.constexpr):
+def keep(slot, new, head, s: constexpr):
     """Let the new token wait: this head's part of its features."""
     index = tl.arange(0, s.block_d)
     inside = index < s.d
-    for part in tl.static_range(2):
+    kept = slot.dtype.element_ty
+    for part in range(2):
         at = (part * s.heads + head) * s.d + index
-        tl.store(slot + at, tl.load(new + at, mask=inside), mask=inside)
+        tl.store(slot + at, tl.load(new + at, mask=inside).to(kept), mask=inside)
     at = 2 * s.heads * s.d + head
-    tl.store(slot + at, tl.load(new + at))
+    tl.store(slot + at, tl.load(new + at).to(kept))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from .constant import constexpr
+
 EPS = tl.constexpr(1e-6)
 LARGEST = tl.constexpr(1e15)  # of a projected feature
 SLOPE = tl.constexpr(2 * math.sqrt(2 / math.pi))  # gelu(z) = z sigmoid(SLOPE (z + CUBIC z^3))
@@ -48,14 +50,21 @@ class Sizes:
 
 
 @triton.jit
-def tile_of(rows, columns, height: tl.constexpr, width: tl.constexpr):
-    """Where a tile of a matrix lies, and which of it exists."""
-    at = rows[:, None] * width + columns[None, :]
-    return at, (rows[:, None] < height) & (columns[None, :] < width)
+def load_tile(matrix, rows, columns, height: constexpr, width: constexpr, wanted=True):
+    """Some rows and columns of a matrix; zeros beyond its edges, and if it is not wanted."""
+    inside = (rows[:, None] < height) & (columns[None, :] < width) & wanted
+    return tl.load(matrix + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def entries(vector, index, size: tl.constexpr):
+def store_tile(matrix, tile, rows, columns, height: constexpr, width: constexpr, wanted=True):
+    """Put such a tile back, but for what is beyond the edges."""
+    inside = (rows[:, None] < height) & (columns[None, :] < width) & wanted
+    tl.store(matrix + rows[:, None] * width + columns[None, :], tile, mask=inside)
+
+
+@triton.jit
+def entries(vector, index, size: constexpr):
     """Some entries of a projected vector, wide and finite; zeros behind its end."""
     return finite(tl.load(vector + index, mask=index < size, other=0.0).to(tl.float32))
 
