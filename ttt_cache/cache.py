@@ -14,7 +14,7 @@ from .checks import check_inputs, check_mask, check_state, one_of, whole_number
 from .config import GATES, CacheConfig
 from .memory import TTT, Attention, QueryReader, VirtualTokens, build_memory, build_reader
 from .parallel import extend
-from .rotation import Rotation, turned
+from .rotation import Rotation, both_turned, turned
 from .state import CacheState, empty_state
 from .step import step
 
@@ -190,7 +190,7 @@ class HierarchicalCache(nn.Module):
 
     def rotate(self, q: Tensor, k: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """`q` and `k` turned to positions from `offset` `[B]`; unchanged without a `rope`."""
-        return (q, k) if self.rope is None else self.rope(q, k, offset)
+        return (q, k) if self.rope is None else both_turned(self.rope, q, k, offset)
 
     def turn(self, x: Tensor, offset: Tensor) -> Tensor:
         """Many tokens of queries or keys `[B, H, T, D]`, likewise."""
@@ -208,7 +208,7 @@ class HierarchicalCache(nn.Module):
             return torch.zeros_like(tokens, dtype=torch.bool)
         if isinstance(self.reader, QueryReader) and self.window.arrived:
             return torch.ones_like(tokens, dtype=torch.bool)
-        return self.window.version(tokens) > 0
+        return tokens >= self.window.wait + self.window.chunk
 
     def mix(self, answered: Tensor, attended: Tensor | None, q: Tensor, tokens: Tensor) -> Tensor:
         """The output where tokens ask the memory themselves.
