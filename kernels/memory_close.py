@@ -30,6 +30,7 @@ def close_hidden(w, w_0, g, step_size, s: constexpr):
         weight = load_tile(w, rows, columns, s.d, s.n)
         weight -= step * load_tile(g, rows, columns, s.d, s.n)
         scale = norm * tl.rsqrt(tl.sum(weight * weight, 0) + EPS)
+        tl.debug_barrier()  # a zero waits for no value: all have loaded what it replaces
         store_tile(w, weight * scale[None, :], rows, columns, s.d, s.n)
         store_tile(g, tl.zeros_like(weight), rows, columns, s.d, s.n)
 
