@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from common import CONTEXT, DIM, HEADS, transformer
+from moshi.modules.streaming import State
 from moshi.modules.transformer import StreamingMultiheadAttention
 from rich.progress import track
 from torch import Tensor, nn
@@ -67,12 +68,22 @@ class Arm:
     def run(self, hidden: Tensor, projected: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         """Calls on `[K, B, T, DIM]` and `[K, B, T, 3 * DIM]`: outputs, ns of all K by clock."""
         self.given.frames = list(projected.unbind())[::-1]
-        outputs, frames = [], hidden.unbind()
-        began = [clock() for clock in CLOCKS.values()]
-        for x in frames:
-            outputs.append(self.attention(x, x, x))
-        ended = [clock() for clock in CLOCKS.values()]
-        return outputs, tuple(end - start for start, end in zip(began, ended, strict=True))
+        return timed(lambda x: self.attention(x, x, x), hidden)
+
+    @property
+    def state(self) -> State:
+        """The attention's streaming state."""
+        state = self.attention._streaming_state
+        assert state is not None
+        return state
+
+    def stagger(self) -> None:
+        """Let every row go on alone for some steps, so that rows are in all phases of a chunk."""
+        executing, ahead = self.state.exec_mask, torch.arange(self.state.batch_size) % CHUNK
+        for step in range(CHUNK - 1):
+            executing.copy_(ahead > step)
+            self.run(*frames(1, self.state.batch_size))
+        executing.fill_(True)
 
     def fill(self) -> None:
         """Put more tokens in than stock Moshi and the arm itself can hold.
@@ -80,10 +91,8 @@ class Arm:
         A short window and its memory take them in. A long ring is not stepped through: it is filled
         at random, and its tokens are counted.
         """
-        state = self.attention._streaming_state
-        assert state is not None
+        state: Any = self.state
         if not isinstance(state, PatchedState):
-            assert state.kv_cache is not None
             state.kv_cache.cache.normal_()
             state.kv_cache.end_offset += CONTEXT
             state.offset += CONTEXT
@@ -94,6 +103,16 @@ class Arm:
         else:
             for _ in range(CONTEXT // PIECE):
                 self.run(*frames(1, state.batch_size, PIECE))
+
+
+def timed(call: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    """What `call` makes of each of the inputs, and the ns of all together by clock."""
+    outputs, each = [], inputs.unbind()
+    began = [clock() for clock in CLOCKS.values()]
+    for x in each:
+        outputs.append(call(x))
+    ended = [clock() for clock in CLOCKS.values()]
+    return outputs, tuple(end - start for start, end in zip(began, ended, strict=True))
 
 
 def frames(steps: int, batch_size: int, length: int = 1) -> tuple[Tensor, Tensor]:
@@ -136,7 +155,13 @@ def require(apart: dict[str, float], what: str) -> None:
             )
 
 
-def interleave(arms: dict[str, Arm], batch_size: int, repetitions: int) -> Samples:
+class Timed(Protocol):
+    """What can be timed: K calls on frames, and their ns by clock."""
+
+    def run(self, hidden: Tensor, projected: Tensor, /) -> tuple[list[Tensor], tuple[int, ...]]: ...
+
+
+def interleave(arms: Mapping[str, Timed], batch_size: int, repetitions: int) -> Samples:
     """Milliseconds of a step, for every sample of every arm, by clock."""
     names = list(arms)
     samples: Samples = {clock: {name: [] for name in names} for clock in CLOCKS}

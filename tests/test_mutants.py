@@ -29,22 +29,27 @@ MUTANTS = {
         "recent.py", "return self.version(tokens) * self.chunk", "return self.fed(tokens)",
     ),
     "ring written under a false mask": (
-        "recent.py", "torch.where(mask[:, None, None], value.to(ring.dtype), kept)",
-        "value.to(ring.dtype)",
+        "recent.py", "torch.where(mask[:, None, None], value, self.read(ring))", "value",
     ),
     "memory updated under a false mask": (
         "step.py", "feeding = mask & (fed > 0)", "feeding = fed > 0",
     ),
     "count advanced under a false mask": (
-        "step.py", "torch.where(mask, token, state.count)", "token",
+        "step.py", "state.count.add_(mask)", "state.count.add_(1)",
     ),
     "stale virtual tokens": (
-        "step.py", "per_row(feeding & boundary, readout)",
-        "per_row(feeding & (fed == window.chunk), readout)",
+        "step.py", 'state["readout"].copy_(memory.read(',
+        'state["readout"].any() or state["readout"].copy_(memory.read(',
+    ),
+    "memories that do not start at version 0": (
+        "step.py", "change(feeding & (fed == 1)", "change(feeding & (fed == 0)",
+    ),
+    "rows between those of a mask changed with them": (
+        "rows.py", "if rows[-1] - rows[0] == len(rows) - 1:", "if True:",
     ),
     "virtual tokens before anything is evicted": (
-        "cache.py", "return self.window.version(tokens) > 0",
-        "return self.window.version(tokens) >= 0",
+        "cache.py", "return tokens >= self.window.wait + self.window.chunk",
+        "return tokens >= 0",
     ),
     "memory not reset": (
         "state.py", "for _, tensor in self.tensors():\n            tensor.masked_fill_",

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Gate
+from .backend import choose
 from .checks import check_inputs, check_mask, check_state, one_of, whole_number
 from .config import GATES, CacheConfig
 from .memory import TTT, Attention, QueryReader, VirtualTokens, build_memory, build_reader
 from .parallel import extend
-from .rotation import Rotation, turned
+from .rotation import Rotation, both_turned, turned
 from .state import CacheState, empty_state
 from .step import step
 
@@ -113,8 +114,11 @@ class HierarchicalCache(nn.Module):
 
         Args:
             device, dtype: of the ring; those of the module by default.
+
+        Raises:
+            ValueError: `TTT_CACHE_BACKEND` names no backend, or one that cannot be had.
         """
-        return empty_state(
+        state = empty_state(
             whole_number("batch_size", batch_size, 1),
             self.window,
             (self.kv_heads, self.head_dim),
@@ -122,6 +126,8 @@ class HierarchicalCache(nn.Module):
             device=device or self.anchor.device,
             dtype=dtype or self.anchor.dtype,
         )
+        state.backend = choose(self, state)
+        return state
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: CacheState | None = None
@@ -175,14 +181,16 @@ class HierarchicalCache(nn.Module):
         mask = torch.ones_like(state.count, dtype=torch.bool) if exec_mask is None else exec_mask
         check_mask("exec_mask", mask, q.shape[0])
         if q.shape[2] == 1:
-            return step(self, q, k, v, x, state, mask)
+            fused = state.backend.fused
+            one = step if fused is None else fused.step
+            return one(self, q, k, v, x, state, mask)
         y, new = extend(self, q, k, v, x, state)
         state.commit(new, mask)
         return y
 
     def rotate(self, q: Tensor, k: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """`q` and `k` turned to positions from `offset` `[B]`; unchanged without a `rope`."""
-        return (q, k) if self.rope is None else self.rope(q, k, offset)
+        return (q, k) if self.rope is None else both_turned(self.rope, q, k, offset)
 
     def turn(self, x: Tensor, offset: Tensor) -> Tensor:
         """Many tokens of queries or keys `[B, H, T, D]`, likewise."""
@@ -200,7 +208,7 @@ class HierarchicalCache(nn.Module):
             return torch.zeros_like(tokens, dtype=torch.bool)
         if isinstance(self.reader, QueryReader) and self.window.arrived:
             return torch.ones_like(tokens, dtype=torch.bool)
-        return self.window.version(tokens) > 0
+        return tokens >= self.window.wait + self.window.chunk
 
     def mix(self, answered: Tensor, attended: Tensor | None, q: Tensor, tokens: Tensor) -> Tensor:
         """The output where tokens ask the memory themselves.

@@ -8,9 +8,13 @@ tensors and nothing here synchronises with the host. A ring is a tensor `[B, H, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from .rows import captured
 
 
 @dataclass(frozen=True)
@@ -63,21 +67,49 @@ def ages(count: Tensor, capacity: int) -> Tensor:
     return (count[:, None] - 1 - slots) % max(capacity, 1)
 
 
-def write(ring: Tensor, token: Tensor, value: Tensor, mask: Tensor) -> None:
-    """Put each row's `token` (`[B]`, 1-based) with `value` `[B, H, D]` into its slot, in place.
+class Slot(NamedTuple):
+    """Each row's slot for one token: an index into rings of one capacity."""
 
-    Rows outside `mask` `[B]` keep their bits. Only the slot is touched, not the whole ring.
-    """
-    rows = torch.arange(ring.shape[0], device=ring.device)
-    slot = (token - 1) % ring.shape[2]
-    kept = ring[rows, :, slot]
-    ring[rows, :, slot] = torch.where(mask[:, None, None], value.to(ring.dtype), kept)
+    rows: Tensor
+    slots: Tensor
+
+    @classmethod
+    def of(cls, token: Tensor, capacity: int) -> Slot:
+        """That of each row's `token`, `[B]`, 1-based."""
+        return cls(torch.arange(len(token), device=token.device), (token - 1) % capacity)
+
+    def read(self, ring: Tensor) -> Tensor:
+        """What stands there, `[B, H, D]`."""
+        return ring[self.rows, :, self.slots]
+
+    def write(self, ring: Tensor, value: Tensor, mask: Tensor | None) -> None:
+        """Put `value` `[B, H, D]` there, in place; rows outside `mask` `[B]` keep their bits.
+
+        Only the slots are touched, not the whole ring.
+        """
+        value = value.to(ring.dtype)
+        if mask is not None:
+            value = torch.where(mask[:, None, None], value, self.read(ring))
+        ring[self.rows, :, self.slots] = value
 
 
-def read(ring: Tensor, token: Tensor) -> Tensor:
-    """The slot of each row's `token` (`[B]`, 1-based): `[B, H, D]`."""
-    rows = torch.arange(ring.shape[0], device=ring.device)
-    return ring[rows, :, (token - 1) % ring.shape[2]]
+def score(q: Tensor, ring: Tensor) -> Tensor:
+    """Scores of queries `[B, H, R, D]` with a ring's tokens `[B, H, W, D]`: `[B, H, R, W]`."""
+    # This way round a CPU reads the ring in order: where it does not fit the CPU's caches, that
+    # takes a third of the time.
+    return (ring @ q.transpose(-1, -2)).transpose(-1, -2)
+
+
+def mix(weights: Tensor, ring: Tensor) -> Tensor:
+    """Weighted sums of a ring's tokens: `[B, H, R, W]`, `[B, H, W, D]` -> `[B, H, R, D]`."""
+    if captured(ring.device):
+        return weights @ ring
+    # A product with so few rows does not read the ring in order; a sum of an embedding's rows does.
+    tokens = torch.arange(ring.shape[:3].numel()).view(-1, 1, ring.shape[2])
+    tokens = tokens.expand(-1, weights.shape[2], -1).flatten(0, 1)
+    table, shares = ring.reshape(-1, ring.shape[3]), weights.reshape(tokens.shape)
+    found = embedding_bag(tokens, table, mode="sum", per_sample_weights=shares)
+    return found.view(*weights.shape[:3], -1)
 
 
 def take(columns: Tensor, index: Tensor) -> Tensor:

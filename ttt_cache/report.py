@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .backend import Backend
 from .checks import whole_number
 from .patch import patch_of
 from .patched import PatchedAttention
@@ -22,16 +23,23 @@ from .targets import attention_of, find_transformer
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer's streaming state, in bytes for the whole batch."""
+    """One layer's streaming state, in bytes for the whole batch.
+
+    Attributes:
+        backend: what answers the steps of a patched layer, `triton` or `reference`, and why that;
+            `None` for a stock layer.
+    """
 
     layer: int
     patched: bool
     stock_bytes: int
     patched_bytes: int
+    backend: Backend | None = None
 
-    def costs(self) -> tuple[bool, int, int]:
+    def costs(self) -> tuple[bool, int, int, str]:
         """What layers must share to stand in one line of the table."""
-        return self.patched, self.stock_bytes, self.patched_bytes
+        steps = "Moshi" if self.backend is None else self.backend.name
+        return self.patched, self.stock_bytes, self.patched_bytes, steps
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,14 @@ class Report:
         """The report as a rich table, sizes in MB (10^6 bytes)."""
         table = Table(title=f"Streaming state, batch size {self.batch_size} (MB)")
         table.add_column("layer", justify="right")
-        for name in ("stock", "patched", "ratio"):
+        for name in ("stock", "patched", "ratio", "steps by"):
             table.add_column(name, justify="right")
-        for (patched, stock, now), group in groupby(self.layers, LayerReport.costs):
+        for (patched, stock, now, steps), group in groupby(self.layers, LayerReport.costs):
             layers = [row.layer for row in group]
             label = f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}, each"
-            table.add_row(label if patched else f"{label} (stock)", *_sizes(stock, now))
+            table.add_row(label if patched else f"{label} (stock)", *_sizes(stock, now), steps)
+        reasons = {str(row.backend) for row in self.layers if row.backend is not None}
+        table.caption = "\n".join(sorted(reasons)) or None
         table.add_section()
         table.add_row("total", *_sizes(self.stock_bytes, self.patched_bytes), style="bold")
         return table
@@ -100,18 +110,21 @@ def report(model: nn.Module, batch_size: int = 1) -> Report:
         attention = attention_of(transformer, index)
         if attention.context is None:
             raise ValueError(f"layer {index} has no context (context=None), its ring has no size")
-        stock = _state_bytes(attention, StreamingMultiheadAttention, batch_size)
-        patched = handle is not None and index in handle.layers
-        now = _state_bytes(attention, PatchedAttention, batch_size) if patched else stock
-        rows.append(LayerReport(index, patched, stock, now))
+        stock = state_bytes(_state(attention, StreamingMultiheadAttention, batch_size))
+        if handle is None or index not in handle.layers:
+            rows.append(LayerReport(index, False, stock, stock))
+            continue
+        now = _state(attention, PatchedAttention, batch_size)
+        rows.append(LayerReport(index, True, stock, state_bytes(now), now.cache.backend))
     result = Report(batch_size, tuple(rows))
     Console().print(result.table())
     return result
 
 
-def _state_bytes(attention: Any, kind: type[StreamingMultiheadAttention], batch_size: int) -> int:
+def _state(attention: Any, kind: type[StreamingMultiheadAttention], batch_size: int) -> Any:
+    """What streaming would allocate, as fake tensors."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return state_bytes(kind._init_streaming_state(attention, batch_size))
+        return kind._init_streaming_state(attention, batch_size)
 
 
 def state_bytes(state: Any) -> int:

@@ -1,12 +1,14 @@
-"""Rotary positions (arXiv 2104.09864, section 3.2.2) of many tokens: one complex product a pair.
+"""Rotary positions (arXiv 2104.09864, section 3.2.2): one complex product for a pair of features.
 
-Moshi's own embedding takes the pairs apart and lays them together again, which takes seven times as
-long, forward and back. It still says by which angles to turn, whatever its settings are.
+Moshi's own embedding takes the pairs apart and lays them together again. For many tokens that takes
+seven times as long, forward and back; for one token it is 24 operations instead of 10.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from moshi.modules.rope import RotaryEmbedding
@@ -21,14 +23,32 @@ def turned(rope: Rotation, x: Tensor, offset: Tensor) -> Tensor:
     Args:
         offset: position of the first of the T tokens, `[B]`.
     """
-    # Moshi rounds to float32 here: in float64, where more digits are compared, it turns by itself.
-    if not isinstance(rope, RotaryEmbedding) or x.dtype == torch.float64:
+    if not _known(rope, x):
         return rope(x, x[:, :1], offset)[0]
-    turn, wide = _turn(rope, x, offset), x.float()
-    if rope.interleave:
+    return _product(x, _turns(rope, x, offset), rope.interleave)
+
+
+def both_turned(rope: Rotation, q: Tensor, k: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """What `rope(q, k, offset)` makes of them, likewise; the angles are made once."""
+    if not _known(rope, q):
+        return rope(q, k, offset)
+    turns = _turns(rope, q, offset)
+    return _product(q, turns, rope.interleave), _product(k, turns, rope.interleave)
+
+
+def _known(rope: Rotation, x: Tensor) -> TypeGuard[RotaryEmbedding]:
+    """Whether a rotation is Moshi's own, in a precision that is as wide as Moshi's."""
+    # Moshi rounds to float32: in float64, where more digits are compared, it turns by itself.
+    return type(rope) is RotaryEmbedding and x.dtype != torch.float64
+
+
+def _product(x: Tensor, turns: Tensor, interleave: bool) -> Tensor:
+    """`x` with its pairs turned, `[B, H, T, D]`."""
+    wide = x.float()
+    if interleave:
         pairs = torch.view_as_complex(_even(wide).unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
-    pairs = torch.complex(*wide.chunk(2, dim=-1)) * turn
+        return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    pairs = torch.complex(*wide.chunk(2, dim=-1)) * turns
     return torch.cat([pairs.real, pairs.imag], dim=-1).to(x.dtype)
 
 
@@ -41,12 +61,14 @@ def _even(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _turn(rope: RotaryEmbedding, x: Tensor, offset: Tensor) -> Tensor:
-    """What pairs are multiplied by, `[B, 1, T, D / 2]`: what becomes of pairs of 1 and 0."""
-    rows, _, length, width = x.shape
-    ones = torch.zeros(rows, 1, length, width, device=x.device)
-    ones[..., :: 2 if rope.interleave else 1][..., : width // 2] = 1
-    found, _ = rope(ones, ones, offset)
-    if rope.interleave:
-        return torch.view_as_complex(found.unflatten(-1, (-1, 2)))
-    return torch.complex(*found.chunk(2, dim=-1))
+def _turns(rope: RotaryEmbedding, x: Tensor, offset: Tensor) -> Tensor:
+    """What pairs are multiplied by, `[B, 1, T, D / 2]`, in the arithmetic of Moshi's own."""
+    length, width = x.shape[-2:]
+    factory = {"device": x.device, "dtype": torch.float32}
+    pair = torch.arange(width // 2, **factory)
+    angles = torch.exp(pair * (-math.log(rope.max_period) * 2 / width))
+    position = offset.float().view(-1, 1, 1, 1)
+    if length > 1:
+        position = position + torch.arange(length, **factory)[:, None]
+    angles = angles * position
+    return torch.complex(torch.cos(angles), torch.sin(angles))

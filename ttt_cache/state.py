@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .backend import REFERENCE, Backend
 from .checks import check_mask
 from .memory import Memory, MemoryState
 from .recent import Window
@@ -29,6 +30,7 @@ class CacheState:
             with `write="arrived"`.
         memory: the memory's own state (fast weights, gradient so far).
         readout: what queries read of the newest memory version, `[B, *]`.
+        backend: what answers streaming steps of one token, chosen when the state is made.
     """
 
     count: Tensor
@@ -39,6 +41,7 @@ class CacheState:
     features: Tensor
     memory: MemoryState
     readout: Tensor
+    backend: Backend = REFERENCE
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name, memory tensors as `memory.<name>`."""

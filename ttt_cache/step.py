@@ -1,12 +1,14 @@
-"""The streaming form: one token for every row, in place, nothing that depends on data in Python.
+"""The streaming form: one token for every row, in place.
 
 Rows are in different phases of their chunks, so the memory takes in one token per step and
-publishes a version at its boundary; what does not apply to a row is computed and masked away. That
-keeps the step static, as Moshi's CUDA graphs need.
+publishes a version at its boundary. On a device where steps are captured, as Moshi's CUDA graphs
+are, what does not apply to a row is computed and masked away: nothing in Python depends on data.
+The CPU captures nothing, and there it is not computed (`rows.py`).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from . import recent
 from .attention import softmax
-from .memory import TTT, Frames, QueryReader, VirtualTokens
+from .memory import TTT, Frames, Memory, MemoryState, QueryReader, VirtualTokens
 from .precision import full_precision
-from .rows import choose, per_row
+from .recent import Slot
+from .rows import change, unless_all
 from .state import CacheState
 
 if TYPE_CHECKING:
@@ -47,11 +50,11 @@ def step(
     if cache.window.capacity:
         scores, values = _look_back(cache, q, k, v, state, token, mask)
         if cache.needs_window_output:
-            attended = (softmax(scores) @ values).flatten(1, 2)
+            attended = _mixed(softmax(scores), values)
     frames = Frames(x, q, k, v, attended)
     if cache.memory is not None:
         _remember(cache, cache.memory.features(frames), state, token, mask)
-    state.count.copy_(torch.where(mask, token, state.count))
+    state.count.add_(mask)
     reader = cache.reader
     if isinstance(reader, QueryReader):
         return cache.mix(_ask(cache, reader, frames, state), attended, q, state.count[:, None])
@@ -70,30 +73,38 @@ def _look_back(
     state: CacheState,
     token: Tensor,
     mask: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Keep the token, and score window and sinks: `[B, Hkv, R, 1, L]`, values `[B, Hkv, 1, L, D]`.
+) -> tuple[Tensor, list[Tensor]]:
+    """Keep the token, and score window and sinks.
 
-    Scores are -inf where the query may not look.
+    Returns:
+        scores `[B, Hkv, R, 1, L]`, -inf where the query may not look, and the values of window and
+        sinks, `[B, Hkv, *, D]`.
     """
     window = cache.window
     turned_q, turned_k = cache.rotate(q, k, state.count)
-    recent.write(state.keys, token, turned_k[:, :, 0], mask)
-    recent.write(state.values, token, v[:, :, 0], mask)
+    slot, only = Slot.of(token, window.capacity), unless_all(mask)
+    slot.write(state.keys, turned_k[:, :, 0], only)
+    slot.write(state.values, v[:, :, 0], only)
     gone = window.evicted(token)
-    visible = recent.ages(token, window.capacity) < (token - gone)[:, None]  # [B, W]
-    q, turned_q = cache.by_key_head(q), cache.by_key_head(turned_q)  # [B, Hkv, R, 1, D]
+    hidden = recent.ages(token, window.capacity) >= (token - gone)[:, None]  # [B, W]
     # Queries are scaled, not scores: float16 would overflow before the scale brings it back.
-    scores = (turned_q * cache.scale) @ state.keys[:, :, None].transpose(-1, -2)
-    values = state.values
+    turned_q = cache.by_key_head(turned_q)[:, :, :, 0] * cache.scale  # [B, Hkv, R, D]
+    scores, values = recent.score(turned_q, state.keys), [state.values]
     if window.sinks:
         _keep_sink(cache, k, v, state, token, mask)
-        on_sinks = (q * cache.scale) @ state.sink_keys[:, :, None].transpose(-1, -2)
-        scores = torch.cat([scores, on_sinks], dim=-1)
-        values = torch.cat([values, state.sink_values], dim=2)
+        plain_q = cache.by_key_head(q)[:, :, :, 0] * cache.scale
+        scores = torch.cat([scores, recent.score(plain_q, state.sink_keys)], dim=-1)
+        values.append(state.sink_values)
         index = torch.arange(1, window.sinks + 1, device=q.device)
-        visible = torch.cat([visible, index <= gone[:, None]], dim=1)
-    scores = scores.masked_fill(~visible[:, None, None, None], float("-inf"))
-    return scores, values[:, :, None]
+        hidden = torch.cat([hidden, index > gone[:, None]], dim=1)
+    return scores.masked_fill_(hidden[:, None, None], float("-inf")).unsqueeze(3), values
+
+
+def _mixed(weights: Tensor, values: list[Tensor]) -> Tensor:
+    """What weights `[B, Hkv, R, 1, L]` make of the values of window and sinks, `[B, H, 1, D]`."""
+    parts = weights.squeeze(3).split([part.shape[2] for part in values], dim=-1)
+    mixed = [recent.mix(w, part) for w, part in zip(parts, values, strict=True)]
+    return sum(mixed[1:], mixed[0]).flatten(1, 2).unsqueeze(2)
 
 
 def _keep_sink(
@@ -102,8 +113,9 @@ def _keep_sink(
     window = cache.window
     first = mask & (token <= window.sinks)
     _, key = cache.rotate(k, k, token - window.capacity - window.sinks)
-    recent.write(state.sink_keys, token, key[:, :, 0], first)
-    recent.write(state.sink_values, token, v[:, :, 0], first)
+    slot = Slot.of(token, window.sinks)
+    slot.write(state.sink_keys, key[:, :, 0], first)
+    slot.write(state.sink_values, v[:, :, 0], first)
 
 
 def _remember(
@@ -114,21 +126,22 @@ def _remember(
     assert memory is not None
     leaving = features[:, 0]
     if window.wait:
-        leaving = recent.read(state.features, token)[:, 0]  # N tokens ago, its slot is reused
-        recent.write(state.features, token, features, mask)
+        slot = Slot.of(token, window.wait)
+        leaving = slot.read(state.features)[:, 0]  # N tokens ago, its slot is reused
+        slot.write(state.features, features, unless_all(mask))
     fed = token - window.wait
-    with full_precision(features):
-        start = choose(fed == 1, memory.initial(fed.shape[0]), state.memory)
-        partial = memory.feed(start, leaving)
-        closed = memory.finish(partial)
-        readout = memory.read(closed, fed.shape[0])
-    boundary = fed % window.chunk == 0
     feeding = mask & (fed > 0)
-    for name, new in choose(boundary, closed, partial).items():
-        old = state.memory[name]
-        old.copy_(torch.where(per_row(feeding, old), new, old))
-    publish = per_row(feeding & boundary, readout)
-    state.readout.copy_(torch.where(publish, readout, state.readout))
+    with full_precision(features):
+        change(feeding & (fed == 1), state.memory, memory.begin)
+        change(feeding, state.memory, memory.take, leaving)
+        versions = {**state.memory, "readout": state.readout}
+        change(feeding & (fed % window.chunk == 0), versions, partial(_publish, memory))
+
+
+def _publish(memory: Memory, state: MemoryState) -> None:
+    """Close the chunk and read the version that it makes, in place."""
+    memory.close(state)
+    state["readout"].copy_(memory.read(state, state["readout"].shape[0]))
 
 
 def _ask(
@@ -149,7 +162,7 @@ def _attend(
     reader: VirtualTokens,
     q: Tensor,
     scores: Tensor,
-    values: Tensor,
+    values: list[Tensor],
     state: CacheState,
 ) -> Tensor:
     assert cache.gate is not None
@@ -158,7 +171,7 @@ def _attend(
     written = cache.written(state.count)[:, None, None, None, None]
     readout = state.readout[:, None, None]  # one group of one query, one version
     virtual = reader.score(q.unsqueeze(3), readout).squeeze(3)
-    virtual = virtual.masked_fill(~written, float("-inf"))
+    virtual = virtual.masked_fill_(~written, float("-inf"))
     on_recent, on_virtual = cache.gate(scores, virtual, written, q)
     remembered = reader.mix(on_virtual.unsqueeze(3), readout).squeeze(3)
-    return (on_recent @ values + remembered).flatten(1, 2)
+    return _mixed(on_recent, values) + remembered.flatten(1, 2)

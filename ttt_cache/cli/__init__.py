@@ -8,6 +8,7 @@ import typer
 
 from ttt_cache.version import __version__
 
+from .bench import bench
 from .demo import demo
 from .distill import distill
 from .evaluate import evaluate
@@ -27,6 +28,7 @@ main.command()(report)
 main.command()(train)
 main.command()(distill)
 main.command()(evaluate)
+main.command()(bench)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..rows import choose
-
 MemoryState = dict[str, Tensor]
 """The state of a memory: tensors with one row per conversation on the first axis."""
 
@@ -51,9 +49,10 @@ class Frames(NamedTuple):
 class Memory(nn.Module, abc.ABC):
     """A compressor of tokens.
 
-    The update has two forms that are the same function: `feed` takes in one token and `finish`
-    closes a chunk; `scan` takes in many chunks. No method changes its arguments. Inner arithmetic
-    is float32 or wider whatever the dtype of the model.
+    The update has two forms that are the same function. Streaming works in place: `begin` before
+    a row's first token, `take` for every token, `close` at the end of a chunk. `scan` takes in many
+    chunks, is differentiable and changes nothing that it is given. Inner arithmetic is float32 or
+    wider whatever the dtype of the model.
 
     Attributes:
         width: features per token, F: what a waiting token costs in the ring.
@@ -69,13 +68,17 @@ class Memory(nn.Module, abc.ABC):
     def initial(self, batch_size: int) -> MemoryState:
         """Memory version 0 for `batch_size` rows. Views of the weights: do not write into them."""
 
-    @abc.abstractmethod
-    def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
-        """Take in one token, features `[B, F]`."""
+    def begin(self, state: MemoryState) -> None:
+        """Put version 0 in place of an empty row's zeros."""
+        for name, first in self.initial(1).items():
+            state[name].copy_(first)
 
     @abc.abstractmethod
-    def finish(self, state: MemoryState) -> MemoryState:
-        """Close a chunk: what follows is the next memory version."""
+    def take(self, state: MemoryState, token: Tensor) -> None:
+        """Take in one token, features `[B, F]`, in place."""
+
+    def close(self, state: MemoryState) -> None:
+        """Close a chunk, in place: what follows is the next memory version."""
 
     @abc.abstractmethod
     def read(self, state: MemoryState, batch_size: int) -> Tensor:
@@ -86,6 +89,7 @@ class Memory(nn.Module, abc.ABC):
         flat = {name: t.flatten(0, 1) for name, t in versions.items()}
         return self.read(flat, shape[0] * shape[1]).unflatten(0, shape).transpose(0, 1)
 
+    @abc.abstractmethod
     def scan(
         self, state: MemoryState, tokens: Tensor, valid: Tensor, closes: Tensor
     ) -> tuple[MemoryState, MemoryState]:
@@ -99,14 +103,6 @@ class Memory(nn.Module, abc.ABC):
         Returns:
             what `read` needs of the state after each chunk, `[K, B, *]`, and the state at the end.
         """
-        states = []
-        chunks = zip(tokens.unbind(1), valid.unbind(1), closes.unbind(1), strict=True)
-        for chunk, are_tokens, ends in chunks:
-            for token, is_token in zip(chunk.unbind(1), are_tokens.unbind(1), strict=True):
-                state = choose(is_token, self.feed(state, token), state)
-            state = choose(ends, self.finish(state), state)
-            states.append(state)
-        return {name: torch.stack([s[name] for s in states]) for name in state}, state
 
 
 def by_token(heads: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..precision import wide
+from ..rows import choose
 from .base import Frames, Memory, MemoryState, by_token
 
 SAME = 1e-4  # squared distances, in squared lengths of the key, that do not count
@@ -42,18 +43,30 @@ class Cluster(Memory):
             "members": self.zero.new_zeros(*shape, 1, dtype=dtype),
         }
 
-    def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
+    def take(self, state: MemoryState, token: Tensor) -> None:
+        for name, new in self._with(state, token).items():
+            state[name].copy_(new)
+
+    def scan(
+        self, state: MemoryState, tokens: Tensor, valid: Tensor, closes: Tensor
+    ) -> tuple[MemoryState, MemoryState]:
+        states = []  # a chunk's end changes nothing
+        for chunk, are_tokens in zip(tokens.unbind(1), valid.unbind(1), strict=True):
+            for token, is_token in zip(chunk.unbind(1), are_tokens.unbind(1), strict=True):
+                state = choose(is_token, self._with(state, token), state)
+            states.append(state)
+        return {name: torch.stack([s[name] for s in states]) for name in state}, state
+
+    def read(self, state: MemoryState, batch_size: int) -> Tensor:
+        return torch.cat([state["means"], state["members"]], dim=-1)
+
+    def _with(self, state: MemoryState, token: Tensor) -> MemoryState:
+        """The state after one more token, features `[B, F]`."""
         means, members = state["means"], state["members"]
         pair = token.to(means.dtype).unflatten(1, (self.kv_heads, 1, -1))  # [B, Hkv, 1, 2 D]
         joins = self._joins(pair, means, members)  # [B, Hkv, M, 1]
         moved = means + (pair - means) / (members + 1)
         return {"means": torch.where(joins, moved, means), "members": members + joins}
-
-    def finish(self, state: MemoryState) -> MemoryState:
-        return state
-
-    def read(self, state: MemoryState, batch_size: int) -> Tensor:
-        return torch.cat([state["means"], state["members"]], dim=-1)
 
     def _joins(self, pair: Tensor, means: Tensor, members: Tensor) -> Tensor:
         """Which cluster takes the token, `[B, Hkv, M, 1]`: the first that is as near as any.

@@ -76,7 +76,23 @@ def learn(chunk: Chunk, hidden: list[Tensor], last: Tensor, predicted: Predicted
     if phi.shape[-2] > 1:
         before = torch.tril(error @ error.transpose(-1, -2), -1)
         d_phi = torch.baddbmm(d_phi, before, chunk.eta * phi, alpha=-1)
-    return Learned(new, d_phi, network.backward(d_phi, traces, hidden))
+    factors = network.backward(d_phi, traces, hidden)
+    return Learned(new, d_phi, [a.transpose(-1, -2) @ b for a, b in factors])
+
+
+def learn_one(chunk: Chunk, hidden: list[Tensor], last: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a single token adds to the hidden layers' gradients and to the last layer.
+
+    The same as `learn` for L = 1, as outer products that can be added in place.
+
+    Returns:
+        for each of them a and b of `a^T b`, `[N, 1, *]`, the last layer's last.
+    """
+    traces, phi, error = predict(chunk, hidden, last)
+    factors = []
+    if traces:
+        factors = network.backward(-(error @ last.transpose(-1, -2)), traces, hidden)
+    return [*factors, (phi, chunk.eta * error)]
 
 
 def _errors(phi: Tensor, residual: Tensor, eta: Tensor) -> Tensor:

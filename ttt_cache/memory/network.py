@@ -82,6 +82,11 @@ class FastWeights(nn.Module):
         """Every layer of version 0, `[h, rows, columns]`, by name."""
         return {name: getattr(self, name) for name in (*self.hidden, self.last)}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32 or wider."""
+        return getattr(self, self.last).dtype
+
     def _apply(self, fn, recurse=True):
         def keep_wide(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -117,13 +122,19 @@ def features(k: Tensor, hidden: list[Tensor]) -> Tensor:
     return forward(k, hidden)[-1].phi if hidden else k
 
 
-def backward(d_phi: Tensor, traces: list[Trace], hidden: list[Tensor]) -> list[Tensor]:
-    """Gradients by the hidden weights, summed over tokens, of a loss with gradient `d_phi`."""
-    gradients: list[Tensor] = []
+def backward(
+    d_phi: Tensor, traces: list[Trace], hidden: list[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Gradients by the hidden weights of a loss with gradient `d_phi`, as products `a^T b`.
+
+    Returns:
+        for each layer a and b, its inputs and the gradient by its outputs, `[N, T, *]`.
+    """
+    factors: list[tuple[Tensor, Tensor]] = []
     for trace, weight in zip(reversed(traces), reversed(hidden), strict=True):
         along = trace.phi * (trace.phi * d_phi).sum(-1, keepdim=True)
         d_z = through_gelu((d_phi - along) * trace.length, trace.z)
-        gradients.insert(0, trace.given.transpose(-1, -2) @ d_z)
-        if len(gradients) < len(hidden):
+        factors.insert(0, (trace.given, d_z))
+        if len(factors) < len(hidden):
             d_phi = d_z @ weight.transpose(-1, -2)
-    return gradients
+    return factors

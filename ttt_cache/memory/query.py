@@ -36,7 +36,8 @@ class QueryReader(nn.Module):
     def queries(self, memory: TTT, frames: Frames) -> Tensor:
         """Unit queries `[B, h, T, d]` of T tokens, float32 or wider."""
         asked = frames.asked(self.source)
-        return unit(memory.split_heads(asked.to(self.project.dtype) @ self.project))
+        asked = memory.finite(asked.to(self.project.dtype) @ self.project)
+        return unit(memory.split_heads(asked))
 
     def output(self, answers: Tensor, dtype: torch.dtype) -> Tensor:
         """`[B, T, E]` -> what the memory adds to each head, `[B, H, T, D]`."""

@@ -30,11 +30,13 @@ class Random(Memory):
     def initial(self, batch_size: int) -> MemoryState:
         return {}
 
-    def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
-        return state
+    def take(self, state: MemoryState, token: Tensor) -> None:
+        pass
 
-    def finish(self, state: MemoryState) -> MemoryState:
-        return state
+    def scan(
+        self, state: MemoryState, tokens: Tensor, valid: Tensor, closes: Tensor
+    ) -> tuple[MemoryState, MemoryState]:
+        return {}, state
 
     def read(self, state: MemoryState, batch_size: int) -> Tensor:
         return widened(self.latents).expand(batch_size, -1, -1)

@@ -94,7 +94,8 @@ class LatentTokens(VirtualTokens):
         slots = matmul_heads(q, self.slot_key.to(q.dtype))  # [B, Hkv, R, G, L, M]
         if self.position != "none":
             slots = slots + self._bias().view(*q.shape[1:3], 1, 1, -1).to(q.dtype)
-        return scores + slots.repeat(1, 1, 1, 1, 1, readout.shape[2])
+        by_version = scores.unflatten(-1, (readout.shape[2], self.slots))
+        return (by_version + slots.unsqueeze(-2)).flatten(-2)
 
     def mix(self, weights: Tensor, readout: Tensor) -> Tensor:
         latents = readout.flatten(2, 3).to(weights.dtype)
@@ -141,7 +142,7 @@ class PlainTokens(VirtualTokens):
 
 
 def matmul_heads(
-    x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+    x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.bmm
 ) -> Tensor:
     """`[B, Hkv, *, D] @ [Hkv, D, E]` -> `[B, Hkv, *, E]`, one matrix per key head.
 
@@ -159,5 +160,5 @@ def matmul_groups(x: Tensor, matrices: Tensor) -> Tensor:
     They stand innermost, where a product by heads can take a row of each without a copy.
     """
     by_group = x.permute(0, 3, 4, 1, 2, 5)  # [B, G, L, Hkv, R, I]
-    product = by_group.flatten(2, 4) @ matrices
-    return product.unflatten(2, by_group.shape[2:5]).permute(0, 3, 4, 1, 2, 5)
+    made = torch.bmm(by_group.flatten(2, 4).flatten(0, 1), matrices.flatten(0, 1))
+    return made.view(*by_group.shape[:-1], -1).permute(0, 3, 4, 1, 2, 5)

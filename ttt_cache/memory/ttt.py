@@ -70,22 +70,22 @@ class TTT(Memory):
         fast = layers | {_grad(name): torch.zeros_like(layers[name]) for name in self.fast.hidden}
         return {name: w.expand(batch_size, *w.shape) for name, w in fast.items()}
 
-    def feed(self, state: MemoryState, token: Tensor) -> MemoryState:
+    def take(self, state: MemoryState, token: Tensor) -> None:
         chunk = Chunk(*(z.flatten(0, 1) for z in self._prepared(token[:, None])))
-        hidden, last = self._networks(state)
-        learned = delta.learn(chunk, hidden, last, delta.predict(chunk, hidden, last))
+        added = delta.learn_one(chunk, *self._networks(state))
         rows = (token.shape[0], self.heads)
-        new = state | {self.fast.last: learned.last.unflatten(0, rows)}
-        for name, gradient in zip(self.fast.hidden, learned.gradients, strict=True):
-            new[_grad(name)] = state[_grad(name)] + gradient.unflatten(0, rows)
-        return new
+        names = (*map(_grad, self.fast.hidden), self.fast.last)
+        for name, (a, b) in zip(names, added, strict=True):
+            a, b = a.transpose(-1, -2).unflatten(0, rows), b.unflatten(0, rows)
+            state[name].addcmul_(a, b)
 
-    def finish(self, state: MemoryState) -> MemoryState:
+    def close(self, state: MemoryState) -> None:
         rows = (state[self.fast.last].shape[0], self.heads)
-        rule = self._rule(rows[0])
-        hidden, last = delta.close(*self._networks(state), self._totals(state), rule)
-        new = self._state(hidden, last, rows)
-        return new | {_grad(name): torch.zeros_like(state[name]) for name in self.fast.hidden}
+        closed = delta.close(*self._networks(state), self._totals(state), self._rule(rows[0]))
+        for name, weight in self._state(*closed, rows).items():
+            state[name].copy_(weight)
+        for name in self.fast.hidden:
+            state[_grad(name)].zero_()
 
     def scan(
         self, state: MemoryState, tokens: Tensor, valid: Tensor, closes: Tensor
@@ -131,7 +131,7 @@ class TTT(Memory):
 
     def read(self, state: MemoryState, batch_size: int) -> Tensor:
         if self.has_slots:
-            return self.answer(state, unit(self.slot_query.to(self.fast.layers["w1"].dtype)))
+            return self.answer(state, unit(self.slot_query.to(self.fast.dtype)))
         weights = [state[name].flatten(1) for name in self.fast.layers]
         return torch.cat(weights, dim=1) if self.publishes else weights[0][:, :0]
 
@@ -141,18 +141,19 @@ class TTT(Memory):
         parts = readout.split([w.numel() for w in layers.values()], dim=1)
         return {n: p.unflatten(1, w.shape) for p, (n, w) in zip(parts, layers.items(), strict=True)}
 
-    def split_heads(self, vectors: Tensor) -> Tensor:
-        """Wide and finite, one part per memory head: `[B, L, E]` -> `[B, h, L, d]`.
+    def finite(self, vectors: Tensor) -> Tensor:
+        """Wide, and finite: a float16 projection may overflow, which the norms would make NaN."""
+        return vectors.to(self.fast.dtype).clamp(-LARGEST, LARGEST)
 
-        A float16 projection may overflow to infinity, which the norms would turn into NaN.
-        """
-        finite = vectors.to(self.fast.layers["w1"].dtype).clamp(-LARGEST, LARGEST)
-        return finite.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def split_heads(self, vectors: Tensor) -> Tensor:
+        """One part per memory head: `[B, L, E]` -> `[B, h, L, d]`."""
+        return vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _prepared(self, tokens: Tensor) -> Chunk:
         """What is learned of tokens `[B, L, F]`: keys, values and rates, `[B, h, L, *]`."""
         both = self.heads * self.head_dim
-        k, v, rate = map(self.split_heads, tokens.split([both, both, self.heads], dim=-1))
+        parts = self.finite(tokens).split([both, both, self.heads], dim=-1)
+        k, v, rate = map(self.split_heads, parts)
         eta = torch.sigmoid(rate + self.rate.to(rate.dtype)[:, None, None])
         return Chunk(unit(k), rms_norm(v), eta)
 
@@ -186,16 +187,10 @@ class TTT(Memory):
         """How chunks close, for networks of so many rows."""
         starts = [getattr(self.fast, name) for name in self.fast.hidden]
         norms = [torch.linalg.vector_norm(start, dim=-2, keepdim=True) for start in starts]
-        rates = [torch.sigmoid(size)[:, None, None] for size in self._step_sizes()]
-        return Rule(
-            self.chunk,
-            self.cap,
-            [rate.repeat(batch, 1, 1) for rate in rates],
-            [norm.repeat(batch, 1, 1) for norm in norms],
-        )
-
-    def _step_sizes(self) -> tuple[Tensor, ...]:
-        return self.fast.step_size.unbind() if self.fast.hidden else ()
+        sizes = self.fast.step_size.unbind() if starts else ()
+        rates = [torch.sigmoid(size)[:, None, None] for size in sizes]
+        rates, norms = ([z.repeat(batch, 1, 1) for z in each] for each in (rates, norms))
+        return Rule(self.chunk, self.cap, rates, norms)
 
 
 def _grad(name: str) -> str:

@@ -1,0 +1,89 @@
+"""Which code answers the streaming steps of a state: chosen once, when the state is made.
+
+`TTT_CACHE_BACKEND` is `auto` (the default: Triton on a GPU where the kernels can do what the cache
+is configured for, and plain PyTorch elsewhere), `reference` (plain PyTorch) or `triton`, which is
+refused where it cannot be had. Never does a step fall back to anything else.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from moshi.modules.rope import RotaryEmbedding
+
+from .checks import one_of
+from .memory import TTT
+from .memory.tokens import LatentTokens
+
+if TYPE_CHECKING:
+    from .cache import HierarchicalCache
+    from .fused import Fused
+    from .state import CacheState
+
+VARIABLE = "TTT_CACHE_BACKEND"
+BACKENDS = ("auto", "reference", "triton")
+
+
+class Backend(NamedTuple):
+    """What was chosen and why; `fused` runs the kernels, `None` where they do not run."""
+
+    name: str
+    reason: str
+    fused: Fused | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+REFERENCE = Backend("reference", "no other was chosen")
+
+
+def choose(cache: HierarchicalCache, state: CacheState) -> Backend:
+    """The backend for a new state of the cache.
+
+    Raises:
+        ValueError: `TTT_CACHE_BACKEND` is none, or names one that cannot be had here.
+    """
+    wanted = one_of(VARIABLE, os.environ.get(VARIABLE, "auto"), BACKENDS)
+    device = state.keys.device
+    if wanted == "reference":
+        return Backend("reference", f"{VARIABLE}=reference")
+    if device.type == "meta" or (wanted == "auto" and device.type != "cuda"):
+        return Backend("reference", f"the state is on the device {device}")
+    against = _not_among_kernels(cache)
+    if against is None:
+        try:
+            return Backend("triton", f"{VARIABLE}={wanted}", _fused(cache, state))
+        except (ImportError, ValueError) as error:
+            against = str(error)
+    if wanted == "triton":
+        raise ValueError(f"{VARIABLE}=triton cannot be had: {against}")
+    return Backend("reference", against)
+
+
+def _not_among_kernels(cache: HierarchicalCache) -> str | None:
+    """What of a configuration there are no kernels for."""
+    config, memory = cache.config, cache.memory
+    if memory is not None and not isinstance(memory, TTT):
+        return f"there are kernels for ttt-mlp, ttt-linear and none, not for {config.memory!r}"
+    if memory is not None and not isinstance(cache.reader, LatentTokens):
+        return f"there are kernels for read='virtual', not for {config.read!r}"
+    if memory is not None and config.source == "output":
+        return "there are kernels for the sources hidden and kv, not for 'output'"
+    if memory is not None and len(memory.fast.hidden) > 1:
+        return f"there are kernels for depth=2, not for {config.depth}"
+    if cache.rope is not None and type(cache.rope) is not RotaryEmbedding:
+        return f"there are kernels for Moshi's RotaryEmbedding, not for {cache.rope!r}"
+    return None
+
+
+def _fused(cache: HierarchicalCache, state: CacheState) -> Fused:
+    """Kernels for a state; raises `ImportError` or `ValueError` where they cannot be had."""
+    from . import fused
+    from .kernels.checks import check_device
+
+    check_device(state.keys.device)
+    made = fused.Fused.of(cache, state)
+    fused.rehearse(cache, state, made)
+    return made
