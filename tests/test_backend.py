@@ -20,10 +20,10 @@ def test_steps_in_kernels_are_the_steps():
     run_interpreted("kernels_step_cases.py")
 
 
-def test_auto_is_the_reference_without_a_gpu(monkeypatch):
+def test_auto_is_the_reference(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     chosen = HierarchicalCache(CacheConfig(), **SIZES).init_state(2).backend
-    assert str(chosen) == "reference: the state is on the device cpu"
+    assert str(chosen) == "reference: TTT_CACHE_BACKEND=auto"
 
 
 def test_the_choice_is_made_with_the_state(monkeypatch):

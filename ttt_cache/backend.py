@@ -1,8 +1,9 @@
 """Which code answers the streaming steps of a state: chosen once, when the state is made.
 
-`TTT_CACHE_BACKEND` is `auto` (the default: Triton on a GPU where the kernels can do what the cache
-is configured for, and plain PyTorch elsewhere), `reference` (plain PyTorch) or `triton`, which is
-refused where it cannot be had. Never does a step fall back to anything else.
+`TTT_CACHE_BACKEND` is `auto` (the default), `reference` (plain PyTorch) or `triton`, which is refused
+where it cannot be had. Never does a step fall back to anything else. The kernels were proven in
+Triton's interpreter and compiled, but have not run on a GPU yet: so `auto` is plain PyTorch for
+now, and who has a GPU asks for them by name.
 """
 
 from __future__ import annotations
@@ -47,19 +48,15 @@ def choose(cache: HierarchicalCache, state: CacheState) -> Backend:
     """
     wanted = one_of(VARIABLE, os.environ.get(VARIABLE, "auto"), BACKENDS)
     device = state.keys.device
-    if wanted == "reference":
-        return Backend("reference", f"{VARIABLE}=reference")
-    if device.type == "meta" or (wanted == "auto" and device.type != "cuda"):
-        return Backend("reference", f"the state is on the device {device}")
+    if wanted != "triton" or device.type == "meta":
+        return Backend("reference", f"{VARIABLE}={wanted}")
     against = _not_among_kernels(cache)
     if against is None:
         try:
-            return Backend("triton", f"{VARIABLE}={wanted}", _fused(cache, state))
+            return Backend("triton", f"{VARIABLE}=triton", _fused(cache, state))
         except (ImportError, ValueError) as error:
             against = str(error)
-    if wanted == "triton":
-        raise ValueError(f"{VARIABLE}=triton cannot be had: {against}")
-    return Backend("reference", against)
+    raise ValueError(f"{VARIABLE}=triton cannot be had: {against}")
 
 
 def _not_among_kernels(cache: HierarchicalCache) -> str | None:
