@@ -26,10 +26,9 @@ from gpu_lines import BATCHES, FRAME_AT_MOST, LAYER_AT_MOST, REAL_TIME, lines_of
 from moshi.models.loaders import get_moshi_lm
 from rich.console import Console
 
-from ttt_cache.bench.arms import triton_missing
 from ttt_cache.bench.check import ALLOWED
 from ttt_cache.bench.core import Place
-from ttt_cache.bench.device import facts
+from ttt_cache.bench.device import facts, triton_missing
 from ttt_cache.bench.timing import Cold
 
 DTYPE = torch.bfloat16
@@ -38,7 +37,7 @@ RECENT, CHUNK = SETTINGS["recent"], SETTINGS["chunk"]
 FILLED = RECENT + 3 * CHUNK  # frames after which a memory has been written and published
 MINUTES = 9.0  # no part begins later
 SMALL = {"num_layers": 2, "depformer_num_layers": 1}  # for what does not depend on depth
-Result = dict[str, Any]
+Result = dict[Any, Any]  # by name, or by batch size or length
 
 
 @torch.no_grad()
@@ -92,7 +91,7 @@ def decode(device: torch.device, _: Result) -> Result:
 def frame(device: torch.device, result: Result) -> Result:
     """Whole frames: both models in turns, then as many conversations as stay in real time."""
     lms = gpu_frame.models(device, DTYPE, SETTINGS)
-    alone, found = {"patched": lms["patched"]}, dict[int, Result]()
+    alone, found = {"patched": lms["patched"]}, Result()
     for batch in (*FRAME_AT_MOST, *REAL_TIME):
         for chosen in (lms, alone) if batch in FRAME_AT_MOST else (alone,):
             found[batch] = gpu_frame.measure(chosen, batch, CHUNK, 20, FILLED)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from core import worst
+from moshi.modules.rope import RotaryEmbedding
 from torch import Tensor
 
 from ttt_cache.bench.core import Core, Place
@@ -72,6 +73,7 @@ def ask(core: Core) -> Asked:
     cache, state, place = core.cache, core.state, core.place
     reader = _read(cache)
     assert state is not None and reader is not None
+    assert isinstance(cache.rope, RotaryEmbedding)
     q, k, v = place.frames(1)[1].view(place.batch, 3, cache.num_heads, cache.head_dim).unbind(1)
     turns = frequencies(cache.head_dim, cache.rope.max_period, place.device)
     token = Token(q, k, v, torch.ones_like(state.count, dtype=torch.bool), turns)

@@ -79,7 +79,8 @@ def measure(
         return x.requires_grad_(), by_output
 
     x: Tensor = draw()[0].detach()
-    apart = off(*(pair[name].model(x)[:, :recent] for name in ("patched", "stock")))
+    with torch.no_grad():
+        apart = off(*(pair[name].model(x)[:, :recent] for name in ("patched", "stock")))
     if not apart <= ALLOWED[dtype]:
         raise SystemExit(f"the patched layer is not stock's before its first eviction: {apart:.3g}")
     samples = interleave(pair, draw, repetitions)

@@ -6,12 +6,15 @@ import csv
 import json
 import math
 import re
+import sys
+import types
 from dataclasses import replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from ttt_cache.bench import peers
 from ttt_cache.bench import plan as plans
 from ttt_cache.bench import run as runs
 from ttt_cache.bench.arms import Arm, arms_of
@@ -70,9 +73,7 @@ def test_no_speed_of_wrong_answers(first, said):
     """An arm that is wrong from some frame on; the memory is first read at frame 14."""
 
     def wrong(core):
-        from ttt_cache.bench.peers import two_sdpa
-
-        attend, calls = two_sdpa(core), []
+        attend, calls = peers.two_sdpa(core), []
 
         def attend_wrongly(q, keys, values, seen):
             calls.append(seen)
@@ -85,6 +86,43 @@ def test_no_speed_of_wrong_answers(first, said):
     arm = Arm("wrong", "", 90, PATCHED | {"gate": "head"}, peer=wrong)
     with pytest.raises(WrongAnswerError, match=f"wrong {said}: .*Nothing was timed"):
         check({"wrong": (arm, arm.build(PLACE))}, PLACE, 6, 8, 46)
+
+
+def test_flexattention_sees_what_it_may(monkeypatch):
+    """Not compiled: that takes a GPU."""
+    monkeypatch.setattr(torch, "compile", lambda fn, **options: fn)
+    arm = Arm("flex", "", 90, PATCHED | {"gate": "head"}, peer=peers.flex)
+    apart = check({"flex": (arm, arm.build(PLACE))}, PLACE, 6, 8, 40)
+    assert 0 < apart["flex"] < 1e-5
+
+
+class FakeWrapper:
+    """What FlashInfer's documentation says of its wrapper, in PyTorch."""
+
+    def __init__(self, room, layout, **buffers):
+        assert layout == "HND" and buffers["use_cuda_graph"]
+
+    def plan(self, starts, pages, lengths, heads, kv_heads, width, page, **dtypes):
+        assert starts.tolist() == [0, 1, 2] and pages.tolist() == [0, 1]
+        assert lengths.tolist() == [page] * 2 and (heads, kv_heads, width) == (2, 2, 32)
+
+    def run(self, q, cache):
+        keys, values = cache  # [pages, heads, page, width]
+        scores = (q[:, :, None] @ keys.transpose(-1, -2)) / 32**0.5
+        return (scores.softmax(-1) @ values)[:, :, 0]
+
+
+def test_flashinfer_reads_a_full_ring_as_one_page(monkeypatch):
+    fake = types.ModuleType("flashinfer")
+    monkeypatch.setattr(fake, "BatchDecodeWithPagedKVCacheWrapper", FakeWrapper, raising=False)
+    monkeypatch.setitem(sys.modules, "flashinfer", fake)
+    settings, peer = {"recent": 6, "memory": "none"}, peers.flashinfer_window
+    arm = Arm("full", "", 90, settings, peer=peer, partial=False)
+    apart = check({"full": (arm, arm.build(PLACE))}, PLACE, 6, 8, 20)
+    assert 0 < apart["full"] < 1e-5
+    early = replace(arm, partial=True)  # before its window is full it sees empty slots
+    with pytest.raises(WrongAnswerError, match="frame 1"):
+        check({"full": (early, early.build(PLACE))}, PLACE, 6, 8, 20)
 
 
 def test_nan_is_wrong():

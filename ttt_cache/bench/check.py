@@ -68,7 +68,7 @@ def check(
 
 def off(one: Tensor, other: Tensor) -> float:
     """The largest difference, as a share of the scale of `other`."""
-    return float(((one - other).abs().max() / other.abs().max()).detach())
+    return float((one - other).abs().max() / other.abs().max())
 
 
 def _require(figure: float, dtype: torch.dtype, what: str) -> None:
