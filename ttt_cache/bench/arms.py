@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from .core import Core, Place
+from .device import triton_missing
 from .peers import Attend, flashinfer_missing, flashinfer_window, flex, install, two_sdpa
 from .plan import Plan
 
@@ -84,14 +83,3 @@ def arms_of(plan: Plan) -> tuple[list[Arm], dict[str, str]]:
     against = slow or flashinfer_missing()
     add(Arm(name, about, longest, window, peer=peer, partial=False), against)
     return arms, absent
-
-
-def triton_missing(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device; `None` where they can."""
-    try:
-        from ttt_cache.kernels.checks import check_device
-
-        check_device(device)
-    except (ImportError, ValueError) as error:
-        return str(error)
-    return None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import ttt_cache
 from ttt_cache.backend import VARIABLE
+from ttt_cache.cache import HierarchicalCache
 from ttt_cache.memory.tokens import LatentTokens
 from ttt_cache.patched import PatchedAttention, PatchedState
 from ttt_cache.state import CacheState
@@ -103,10 +104,15 @@ class Core:
     @torch.no_grad()
     def _stir(self) -> None:
         """A new memory adds nothing: its values start at zero, and would show no error."""
-        assert isinstance(self.attention, PatchedAttention)
-        reader = self.attention.ttt_cache.reader
+        reader = self.cache.reader
         if isinstance(reader, LatentTokens):
             reader.to_value.normal_(std=reader.to_value.shape[1] ** -0.5)
+
+    @property
+    def cache(self) -> HierarchicalCache:
+        """That of a patched core."""
+        assert isinstance(self.attention, PatchedAttention)
+        return self.attention.ttt_cache
 
     @property
     def streaming(self) -> Any:

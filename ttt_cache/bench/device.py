@@ -1,4 +1,4 @@
-"""What a GPU can do at best, measured: the yardstick of the kernels."""
+"""What a device can do: whether it runs our kernels, and its rates at best, measured."""
 
 from __future__ import annotations
 
@@ -61,3 +61,14 @@ def facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "copy_bytes_per_second": copy_bandwidth(device),
         "matmul_operations_per_second": matmul_rate(device, dtype),
     }
+
+
+def triton_missing(device: torch.device) -> str | None:
+    """Why the kernels cannot run on a device; `None` where they can."""
+    try:
+        from ttt_cache.kernels.checks import check_device
+
+        check_device(device)
+    except (ImportError, ValueError) as error:
+        return str(error)
+    return None

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ttt_cache.backend import Backend
 from ttt_cache.cache import HierarchicalCache
-from ttt_cache.memory import Frames
+from ttt_cache.memory import TTT, Frames
 from ttt_cache.memory.tokens import LatentTokens
 from ttt_cache.recent import Slot, ages
 from ttt_cache.rows import unless_all
@@ -25,16 +25,21 @@ from ttt_cache.state import CacheState
 from ttt_cache.step import _remember
 
 from .core import Core
+from .device import triton_missing
 
 # q [B, H, 1, D], keys and values [B, H, L, D], which of them are seen, bool [B, L] -> [B, H, 1, D]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Peer:
-    """Answers the steps of a state in place of the cache's own kernels."""
+    """Answers the steps of a state in place of the cache's own kernels.
 
-    def __init__(self, attend: Attend) -> None:
-        self.attend = attend
+    Args:
+        kernels: make the memory's step in Triton, so that arms differ in their attention alone.
+    """
+
+    def __init__(self, attend: Attend, kernels: bool) -> None:
+        self.attend, self.kernels = attend, kernels
 
     def step(
         self,
@@ -53,8 +58,16 @@ class Peer:
         slot.write(state.keys, key[:, :, 0], only)
         slot.write(state.values, v[:, :, 0], only)
         seen = ages(token, window.capacity) < (token - window.evicted(token))[:, None]
-        if cache.memory is not None:
-            _remember(cache, cache.memory.features(Frames(x, q, k, v, None)), state, token, mask)
+        if isinstance(cache.memory, TTT):
+            features = cache.memory.features(Frames(x, q, k, v, None))
+            if self.kernels:
+                from ttt_cache.fused import _memory
+                from ttt_cache.kernels.memory_step import memory_step
+
+                given = _memory(cache, cache.memory, state)
+                memory_step(features[:, 0], state.count, mask, *given)
+            else:
+                _remember(cache, features, state, token, mask)
         state.count.add_(mask)
         recent = self.attend(turned, state.keys, state.values, seen)
         if not isinstance(cache.reader, LatentTokens):
@@ -73,7 +86,8 @@ def _virtual(reader: LatentTokens, latents: Tensor) -> tuple[Tensor, Tensor]:
 def install(core: Core, name: str, make: Callable[[Core], Attend]) -> None:
     """Let a core's steps be answered by a peer."""
     assert core.state is not None
-    core.state.backend = Backend(name, "a peer of the benchmark", cast(Any, Peer(make(core))))
+    peer = Peer(make(core), kernels=triton_missing(core.place.device) is None)
+    core.state.backend = Backend(name, "a peer of the benchmark", cast(Any, peer))
 
 
 def two_sdpa(_: Core) -> Attend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,13 +39,11 @@ def draw(rows: Sequence[Row], subtitle: str, path: Path) -> None:
 def _by_context(axes: Axes, rows: Sequence[Row], value: Callable[[Row], float], title: str) -> None:
     """Stock rings by their length; an arm whose state never grows is a line from end to end."""
     stock = [row for row in rows if row.context is not None]
-    longest = max(row.context or 0 for row in stock)
-    axes.plot(
-        [row.context for row in stock], [value(row) for row in stock], color="black", marker="s"
-    )
+    contexts = [row.context or 0 for row in stock]
+    axes.plot(contexts, [value(row) for row in stock], color="black", marker="s")
     others = [row for row in rows if row.context is None]
     for row, colour in zip(others, _colours(len(others)), strict=True):
-        axes.plot([0, longest], [value(row)] * 2, color=colour, lw=2)
+        axes.plot([0, max(contexts)], [value(row)] * 2, color=colour, lw=2)
     axes.set(xlabel="frames that are remembered", title=title, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.25)
 
@@ -52,7 +51,7 @@ def _by_context(axes: Axes, rows: Sequence[Row], value: Callable[[Row], float], 
 def _by_batch(axes: Axes, rows: Sequence[Row]) -> None:
     names = list(dict.fromkeys(row.arm for row in rows if row.context is None))
     stock = list(dict.fromkeys(row.arm for row in rows if row.context is not None))
-    styles = [{"color": "black", "ls": line} for line in _lines(len(stock))]
+    styles: list[dict[str, Any]] = [{"color": "black", "ls": line} for line in _lines(len(stock))]
     styles += [{"color": colour, "lw": 2} for colour in _colours(len(names))]
     for name, style in zip(stock + names, styles, strict=True):
         mine = [row for row in rows if row.arm == name]

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,8 +43,8 @@ def run(plan: Plan) -> dict[str, Any]:
     arms, absent = arms_of(plan)
     rows: list[Row] = []
     # On the CPU compiled parts of Moshi are no faster and round otherwise.
-    plain = no_compile() if plan.device.type == "cpu" else nullcontext()
-    with threads(plan.threads), plain, _bar(turns(plan) * len(plan.batches)) as bar:
+    where = no_compile() if plan.device.type == "cpu" else torch.cuda.device(plan.device)
+    with threads(plan.threads), where, _bar(turns(plan) * len(plan.batches)) as bar:
         for batch in plan.batches:
             found, missing = measure(plan, arms, batch, lambda: bar.advance(bar.task_ids[0]))
             rows += found
