@@ -1,9 +1,9 @@
 """Which code answers the streaming steps of a state: chosen once, when the state is made.
 
-`TTT_CACHE_BACKEND` is `auto` (the default), `reference` (plain PyTorch) or `triton`, which is refused
-where it cannot be had. Never does a step fall back to anything else. The kernels were proven in
-Triton's interpreter and compiled, but have not run on a GPU yet: so `auto` is plain PyTorch for
-now, and who has a GPU asks for them by name.
+`TTT_CACHE_BACKEND` is `auto` (the default), `reference` (plain PyTorch) or `triton`, which is
+refused where it cannot be had. Never does a step fall back to anything else. The kernels were
+proven in Triton's interpreter and compiled, but have not run on a GPU yet: so `auto` is plain
+PyTorch for now, and who has a GPU asks for them by name.
 """
 
 from __future__ import annotations
