@@ -25,6 +25,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import ttt_cache
+from ttt_cache.bench.check import off
 from ttt_cache.cache import HierarchicalCache
 from ttt_cache.patched import PatchedState
 from ttt_cache.targets import attention_of
@@ -118,11 +119,6 @@ def timed(call: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[list[Tensor
 def frames(steps: int, batch_size: int, length: int = 1) -> tuple[Tensor, Tensor]:
     shape = (steps, batch_size, length)
     return torch.randn(*shape, DIM), torch.randn(*shape, 3 * DIM)
-
-
-def off(one: Tensor, other: Tensor) -> float:
-    """The largest difference, in the scale of `other`."""
-    return float((one - other).abs().max() / other.abs().max())
 
 
 def worst(figures: Iterable[float]) -> float:

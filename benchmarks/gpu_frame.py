@@ -18,6 +18,7 @@ from moshi.models.loaders import get_moshi_lm
 from moshi.modules.streaming import StreamingModule
 
 import ttt_cache
+from ttt_cache.bench.core import fill_ring
 from ttt_cache.patched import PatchedState
 
 REAL_TIME_MS = 80.0
@@ -59,14 +60,6 @@ def end(lm: LMModel) -> None:
     for module in lm.modules():
         if isinstance(module, StreamingModule):
             module._streaming_state = None
-
-
-def fill_ring(state: Any) -> None:
-    """Fill a stock ring at random, and count its tokens."""
-    ring = state.kv_cache
-    ring.cache.normal_()
-    ring.end_offset += ring.capacity
-    state.offset += ring.capacity
 
 
 def measure(

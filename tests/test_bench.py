@@ -88,6 +88,7 @@ def test_no_speed_of_wrong_answers(first, said):
         check({"wrong": (arm, arm.build(PLACE))}, PLACE, 6, 8, 46)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flexattention_sees_what_it_may(monkeypatch):
     """Not compiled: that takes a GPU."""
     monkeypatch.setattr(torch, "compile", lambda fn, **options: fn)

@@ -95,18 +95,11 @@ class Core:
         torch.manual_seed(place.seed)
         if settings is not None:
             ttt_cache.patch(model, **settings)
-            self._stir()
+            stir(model)
         with _chosen(backend):
             self.attention.streaming_forever(place.batch)
         self.given = Given()
         self.attention.in_projs[0], self.attention.out_projs[0] = self.given, nn.Identity()
-
-    @torch.no_grad()
-    def _stir(self) -> None:
-        """A new memory adds nothing: its values start at zero, and would show no error."""
-        reader = self.cache.reader
-        if isinstance(reader, LatentTokens):
-            reader.to_value.normal_(std=reader.to_value.shape[1] ** -0.5)
 
     @property
     def cache(self) -> HierarchicalCache:
@@ -131,11 +124,8 @@ class Core:
         return self.attention(hidden, hidden, hidden)
 
     def fill(self) -> None:
-        """Fill a stock ring: at random, and its tokens are counted; stepping would take minutes."""
-        ring = self.streaming.kv_cache
-        ring.cache.normal_()
-        ring.end_offset += ring.capacity
-        self.streaming.offset += ring.capacity
+        """Fill a stock core's ring."""
+        fill_ring(self.streaming)
 
     @property
     def state_bytes(self) -> int:
@@ -143,6 +133,25 @@ class Core:
         if self.state is not None:
             return self.state.nbytes // self.place.batch
         return self.streaming.kv_cache.cache.nbytes // self.place.batch
+
+
+def fill_ring(state: Any) -> None:
+    """Fill the ring of stock Moshi's attention at random, and count its tokens.
+
+    Stepping through them would take minutes.
+    """
+    ring = state.kv_cache
+    ring.cache.normal_()
+    ring.end_offset += ring.capacity
+    state.offset += ring.capacity
+
+
+@torch.no_grad()
+def stir(model: nn.Module) -> None:
+    """A new memory adds nothing: its values start at zero, and would show no error."""
+    for module in model.modules():
+        if isinstance(module, LatentTokens):
+            module.to_value.normal_(std=module.to_value.shape[1] ** -0.5)
 
 
 @contextmanager
