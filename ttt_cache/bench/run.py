@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ttt_cache.demo.talk import threads
+from ttt_cache.evaluation.circumstances import circumstances
 from ttt_cache.files import write_whole
-from ttt_cache.version import __version__
 
 from .arms import arms_of
 from .device import facts
@@ -49,7 +44,7 @@ def run(plan: Plan) -> dict[str, Any]:
             found, missing = measure(plan, arms, batch, lambda: bar.advance(bar.task_ids[0]))
             rows += found
             absent |= {f"{name}, batch {batch}": why for name, why in missing.items()}
-        record = circumstances(plan)
+        record = _about(plan)
     result = record | {"absent": absent, "rows": [row.as_json() for row in rows]}
     _write(plan, rows, result)
     _say(plan, rows, absent)
@@ -66,21 +61,14 @@ def _bar(total: int) -> Iterator[Progress]:
         yield bar
 
 
-def circumstances(plan: Plan) -> dict[str, Any]:
+def _about(plan: Plan) -> dict[str, Any]:
     """With what, where and how a result was made."""
     cuda = plan.device.type == "cuda"
     measured = facts(plan.device, plan.dtype) if cuda else None
     return {
         "benchmark": "attention core",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "ttt_cache": __version__,
-            "torch": torch.__version__,
-            "moshi": version("moshi"),
-            "python": platform.python_version(),
-        },
-        "device": f"{plan.device} ({measured['name'] if measured else platform.machine()})",
+        **circumstances(plan.device),
         "gpu": measured,
         "dtype": str(plan.dtype).removeprefix("torch."),
         "threads": plan.threads,
