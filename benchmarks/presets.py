@@ -2,10 +2,11 @@
 
 State: the whole model on the meta device, bfloat16, all 32 layers patched, one conversation.
 
-Operations: of one streaming step of one layer's attention core (`core.py`), in which the cache
-does everything it ever does. MFLOP are two for each multiply-add of a matrix product, as
-`torch.utils.flop_counter` counts them; elementwise work is not in them, such as the distances of
-`cluster`. ATen operations are those dispatched, views included; `not views` leaves those out.
+Operations: of one streaming step of one layer's attention core (`core.py`), mean over a chunk, so
+that the step which publishes a memory version counts. MFLOP are two for each multiply-add of a
+matrix product, as `torch.utils.flop_counter` counts them; elementwise work is not in them, such as
+the distances of `cluster`. ATen operations are those dispatched, views included; `not views` leaves
+those out.
 
 Time: of the same cores, in turn with stock, float32 on one thread, all rings full.
 
@@ -69,14 +70,15 @@ class Operations(TorchDispatchMode):
 
 
 def operations(arm: Arm, batch_size: int) -> Row:
-    """Of one step: MFLOP for a token, operations for all rows together."""
+    """Of one step, mean over a chunk: MFLOP for a token, operations for all rows together."""
     # The fused attention of the CPU is unknown to the counter; its parts are not.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
-        arm.run(*frames(1, batch_size))
+        arm.run(*frames(CHUNK, batch_size))
     with Operations() as counted:
-        arm.run(*frames(1, batch_size))
-    mflop = flops.get_total_flops() / batch_size / 1e6
-    return {"mflop": mflop, "operations": counted.total, "not_views": counted.not_views}
+        arm.run(*frames(CHUNK, batch_size))
+    mflop = flops.get_total_flops() / CHUNK / batch_size / 1e6
+    total, not_views = (round(n / CHUNK) for n in (counted.total, counted.not_views))
+    return {"mflop": mflop, "operations": total, "not_views": not_views}
 
 
 def state_mb() -> dict[str, float]:
