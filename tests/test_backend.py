@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from kernels_support import run_interpreted
 from models import SMALL, tiny_lm
 from support import rope64
@@ -57,8 +58,23 @@ def test_triton_is_refused_where_it_cannot_be_had(settings, sizes, said, monkeyp
 
 def test_an_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv(VARIABLE, "cuda")
+    cache = HierarchicalCache(CacheConfig(), **SIZES)
     with pytest.raises(ValueError, match="must be one of auto, reference, triton, got 'cuda'"):
-        HierarchicalCache(CacheConfig(), **SIZES).init_state(1)
+        cache.init_state(1)
+
+
+def test_an_empty_variable_is_none(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "")
+    chosen = HierarchicalCache(CacheConfig(), **SIZES).init_state(1).backend
+    assert str(chosen) == "reference: TTT_CACHE_BACKEND=auto"
+
+
+def test_the_parallel_form_needs_no_backend(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "triton")
+    cache = HierarchicalCache(CacheConfig(recent=4), **SIZES)
+    heads, x = torch.randn(3, 1, 1, 6, 32), torch.randn(1, 6, 32)
+    y, state = cache(*heads, x)
+    assert y.isfinite().all() and state.backend.name == "reference"
 
 
 def test_the_report_says_which(monkeypatch, capsys):

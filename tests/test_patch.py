@@ -207,6 +207,21 @@ def test_autocast_does_not_narrow_the_inner_update():
     assert all(t.dtype == torch.float32 for t in ring.memory.values())
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"memory": "none"}, {"memory": "cluster"}, {"sinks": 2}, {"read": "query"}]
+)
+def test_a_step_under_autocast_is_the_step(settings):
+    """Projections are narrow there, the ring is not."""
+    model = tiny_lm()
+    ttt_cache.patch(model, **(SMALL | settings))
+    stir(model)
+    codes = random_codes(model, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = streamed(model, codes)
+    wide = streamed(model, codes)
+    assert (narrow.float() - wide).abs().max() < 0.1 * wide.abs().max()
+
+
 @pytest.mark.parametrize("source", ["hidden", "kv"])
 def test_the_in_projection_gets_the_gradients_of_what_it_packs(source):
     """Left side by side by the blocks (`hidden`), or added up from several uses (`kv`)."""

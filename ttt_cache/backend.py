@@ -46,9 +46,10 @@ def choose(cache: HierarchicalCache, state: CacheState) -> Backend:
     Raises:
         ValueError: `TTT_CACHE_BACKEND` is none, or names one that cannot be had here.
     """
-    wanted = one_of(VARIABLE, os.environ.get(VARIABLE, "auto"), BACKENDS)
-    device = state.keys.device
-    if wanted != "triton" or device.type == "meta":
+    wanted = one_of(VARIABLE, os.environ.get(VARIABLE) or "auto", BACKENDS)
+    if state.keys.device.type == "meta":
+        return Backend("reference", "nothing is computed on the device meta")
+    if wanted != "triton":
         return Backend("reference", f"{VARIABLE}={wanted}")
     against = _not_among_kernels(cache)
     if against is None:

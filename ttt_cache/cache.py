@@ -92,7 +92,7 @@ class HierarchicalCache(nn.Module):
             self.gate = Gate(kind, self.num_heads, self.head_dim, config.alpha, bias, **factory)
         self.weight_names = [name for name, _ in self.named_parameters()]
         # Shape of every state tensor without its row: what a state given from outside must have.
-        shapes = self.init_state(1, device="meta")
+        shapes = self.empty(1, device="meta")
         self.layout = {name: tensor.shape[1:] for name, tensor in shapes.tensors()}
 
     def weights(self, part: str) -> dict[str, Tensor]:
@@ -118,7 +118,18 @@ class HierarchicalCache(nn.Module):
         Raises:
             ValueError: `TTT_CACHE_BACKEND` names no backend, or one that cannot be had.
         """
-        state = empty_state(
+        state = self.empty(batch_size, device, dtype)
+        state.backend = choose(self, state)
+        return state
+
+    def empty(
+        self,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CacheState:
+        """The same for the parallel form, where there are no steps for a backend to answer."""
+        return empty_state(
             whole_number("batch_size", batch_size, 1),
             self.window,
             (self.kv_heads, self.head_dim),
@@ -126,8 +137,6 @@ class HierarchicalCache(nn.Module):
             device=device or self.anchor.device,
             dtype=dtype or self.anchor.dtype,
         )
-        state.backend = choose(self, state)
-        return state
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: CacheState | None = None

@@ -62,7 +62,7 @@ def extend(
         outputs `[B, H, T, D]` and the new state; `state` itself is unchanged.
     """
     span = Span.after(cache.window, None if state is None else state.count, q.shape[2], q.device)
-    old = cache.init_state(q.shape[0], device=k.device, dtype=k.dtype) if state is None else state
+    old = cache.empty(q.shape[0], device=k.device, dtype=k.dtype) if state is None else state
     new = replace(old, count=old.count + span.length)
     exact = output = None
     if cache.window.capacity:

@@ -107,9 +107,10 @@ def mix(weights: Tensor, ring: Tensor) -> Tensor:
     # A product with so few rows does not read the ring in order; a sum of an embedding's rows does.
     tokens = torch.arange(ring.shape[:3].numel()).view(-1, 1, ring.shape[2])
     tokens = tokens.expand(-1, weights.shape[2], -1).flatten(0, 1)
-    table, shares = ring.reshape(-1, ring.shape[3]), weights.reshape(tokens.shape)
+    # Under autocast weights are narrower than the ring.
+    table, shares = ring.reshape(-1, ring.shape[3]), weights.to(ring.dtype).reshape(tokens.shape)
     found = embedding_bag(tokens, table, mode="sum", per_sample_weights=shares)
-    return found.view(*weights.shape[:3], -1)
+    return found.view(*weights.shape[:3], -1).to(weights.dtype)
 
 
 def take(columns: Tensor, index: Tensor) -> Tensor:

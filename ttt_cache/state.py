@@ -75,7 +75,7 @@ class CacheState:
         return self.map(Tensor.detach)
 
     def clone(self) -> CacheState:
-        """A copy that shares nothing."""
+        """A copy that shares nothing but where kernels meet (`backend`), for the same stream."""
         return self.map(Tensor.clone)
 
     def reset(self, mask: Tensor) -> None:
