@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import ttt_cache
 from ttt_cache.bench.check import off
+from ttt_cache.bench.core import fill_ring
 from ttt_cache.cache import HierarchicalCache
 from ttt_cache.patched import PatchedState
 from ttt_cache.targets import attention_of
@@ -94,9 +95,7 @@ class Arm:
         """
         state: Any = self.state
         if not isinstance(state, PatchedState):
-            state.kv_cache.cache.normal_()
-            state.kv_cache.end_offset += CONTEXT
-            state.offset += CONTEXT
+            fill_ring(state)
         elif (capacity := state.cache.keys.shape[2]) > PIECE:
             state.cache.keys.normal_()
             state.cache.values.normal_()

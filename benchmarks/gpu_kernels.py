@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ttt_cache.bench.core import Core, Place
 from ttt_cache.bench.timing import Cold, gpu_span
-from ttt_cache.fused import _gate, _layer, _memory, _read, _ring, absorbed
+from ttt_cache.fused import absorbed, gate_of, layer_of, memory_of, reader_of, ring_of
 from ttt_cache.kernels import reference
 from ttt_cache.kernels.inputs import Gate, Layer, Ring, Token, Virtual
 from ttt_cache.kernels.memory_reference import MemoryWeights
@@ -71,16 +71,16 @@ def stepped(place: Place, backend: str, steps: int) -> Core:
 def ask(core: Core) -> Asked:
     """One more token for a core's state."""
     cache, state, place = core.cache, core.state, core.place
-    reader = _read(cache)
+    reader = reader_of(cache)
     assert state is not None and reader is not None
     assert isinstance(cache.rope, RotaryEmbedding)
     q, k, v = place.frames(1)[1].view(place.batch, 3, cache.num_heads, cache.head_dim).unbind(1)
     turns = frequencies(cache.head_dim, cache.rope.max_period, place.device)
     token = Token(q, k, v, torch.ones_like(state.count, dtype=torch.bool), turns)
-    virtual = Virtual(absorbed(reader, q), state.readout, _gate(cache))
-    ring = _ring(state)
+    virtual = Virtual(absorbed(reader, q), state.readout, gate_of(cache))
+    ring = ring_of(state)
     space = Workspace.of(ring, cache.num_heads, state.readout.shape[-1])
-    return Asked(token, ring, _layer(cache), virtual, space)
+    return Asked(token, ring, layer_of(cache), virtual, space)
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def memory_error(core: Core, memory_step: MemoryStep, steps: int) -> float:
         features = torch.randn(core.place.batch, cache.memory.width, device=state.count.device)
         mask = torch.rand(core.place.batch, device=state.count.device) < 0.8
         for one, step in steppers:
-            weights, rows, chunk = _memory(cache, cache.memory, one)
+            weights, rows, chunk = memory_of(cache, cache.memory, one)
             weights = _double(weights) if one is wide else weights
             step(features.to(state.features.dtype), one.count, mask, weights, rows, chunk)
             one.count.add_(mask)

@@ -31,11 +31,16 @@ def check_device(device: torch.device) -> None:
         raise ValueError(f"device must have compute capability 8.0 or newer, got {found}{INSTEAD}")
 
 
-def check_format(dtype: torch.dtype, head_dim: int) -> None:
-    """Raise `ValueError` unless the decode kernel can do heads of that width in that dtype."""
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Raise `ValueError` unless the kernels load and store it."""
     if dtype not in DTYPES:
         names = ", ".join(str(one).removeprefix("torch.") for one in DTYPES)
-        raise ValueError(f"dtype must be one of {names}, got {dtype}{INSTEAD}")
+        raise ValueError(f"{name} must be one of {names}, got {dtype}{INSTEAD}")
+
+
+def check_format(dtype: torch.dtype, head_dim: int) -> None:
+    """Raise `ValueError` unless the decode kernel can do heads of that width in that dtype."""
+    check_dtype("dtype", dtype)
     if head_dim not in HEAD_DIMS:
         raise ValueError(
             f"head_dim must be a multiple of 16 from 32 to 128, got {head_dim}{INSTEAD}"

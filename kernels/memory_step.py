@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import DTYPES, INSTEAD, check_device, expect
+from .checks import INSTEAD, check_device, check_dtype, expect
 from .launch import Launch
 from .memory_reference import MemoryRows, MemoryWeights
 from .memory_step_kernel import memory_step_kernel
@@ -123,9 +123,7 @@ def _check(
         "slots": weights.slots,
     }
     for name, tensor in narrow.items():
-        if tensor.dtype not in DTYPES:
-            names = ", ".join(str(one).removeprefix("torch.") for one in DTYPES)
-            raise ValueError(f"{name} must be one of {names}, got {tensor.dtype}{INSTEAD}")
+        check_dtype(name, tensor.dtype)
     heads, n, d = weights.last.shape
     if d not in WIDTHS or n not in HIDDEN:
         raise ValueError(

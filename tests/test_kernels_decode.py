@@ -102,7 +102,7 @@ def virtual_of(cache: HierarchicalCache, q: torch.Tensor, state: CacheState) -> 
     by_key = cache.by_key_head(q[:, :, 0] * cache.scale)
     absorbed = torch.einsum("bgrd,gdw->bgrw", by_key, weight).flatten(1, 2)
     if reader.position != "none":
-        absorbed[..., -reader.slots :] += reader._bias()
+        absorbed[..., -reader.slots :] += reader.bias()
     learned = {name: getattr(gate, name, None) for name in ("bias", "weight")}
     return Virtual(absorbed.detach(), state.readout, Gate(gate.kind, gate.alpha, **learned))
 

@@ -44,9 +44,9 @@ class Fused:
         turns = None
         if isinstance(cache.rope, RotaryEmbedding):
             turns = frequencies(cache.head_dim, cache.rope.max_period, state.keys.device)
-        reader = _read(cache)
+        reader = reader_of(cache)
         latent_dim = 0 if reader is None else reader.to_value.shape[1]
-        return cls(Workspace.of(_ring(state), cache.num_heads, latent_dim), turns)
+        return cls(Workspace.of(ring_of(state), cache.num_heads, latent_dim), turns)
 
     def step(
         self,
@@ -61,12 +61,12 @@ class Fused:
         """As `ttt_cache.step.step`."""
         if isinstance(cache.memory, TTT):
             features = cache.memory.features(Frames(x, q, k, v, None))[:, 0]
-            memory_step(features, state.count, mask, *_memory(cache, cache.memory, state))
+            memory_step(features, state.count, mask, *memory_of(cache, cache.memory, state))
         token = Token(_packed(q), _packed(k), _packed(v), mask, self.frequencies)
-        reader, virtual = _read(cache), None
+        reader, virtual = reader_of(cache), None
         if reader is not None:
-            virtual = Virtual(absorbed(reader, token.q), state.readout, _gate(cache))
-        recent, latent = decode(token, _ring(state), _layer(cache), virtual, self.workspace)
+            virtual = Virtual(absorbed(reader, token.q), state.readout, gate_of(cache))
+        recent, latent = decode(token, ring_of(state), layer_of(cache), virtual, self.workspace)
         if reader is not None and latent is not None:
             add_values(reader, recent, latent)
         return recent.unsqueeze(2)
@@ -82,22 +82,24 @@ def rehearse(cache: HierarchicalCache, state: CacheState, fused: Fused) -> None:
     q = state.keys.new_empty(rows, cache.num_heads, cache.head_dim)
     k = state.keys.new_empty(rows, cache.kv_heads, cache.head_dim)
     token = Token(q, k, k, torch.empty_like(state.count, dtype=torch.bool), fused.frequencies)
-    reader, virtual = _read(cache), None
+    reader, virtual = reader_of(cache), None
     if reader is not None:
         made = q.new_empty(*q.shape[:2], reader.to_value.shape[1] + reader.slots)
-        virtual = Virtual(made, state.readout, _gate(cache))
+        virtual = Virtual(made, state.readout, gate_of(cache))
     out = outputs(token, virtual)
-    decode_launch(token, _ring(state), _layer(cache), virtual, fused.workspace, out)
+    decode_launch(token, ring_of(state), layer_of(cache), virtual, fused.workspace, out)
     if isinstance(cache.memory, TTT):
         features = state.features.new_empty(rows, cache.memory.width)
-        memory_step_launch(features, state.count, token.mask, *_memory(cache, cache.memory, state))
+        memory_step_launch(
+            features, state.count, token.mask, *memory_of(cache, cache.memory, state)
+        )
 
 
 def absorbed(reader: LatentTokens, q: Tensor) -> Tensor:
     """What read-outs and slots are scored with: q `[B, H, D]` before RoPE -> `[B, H, E + M]`."""
     kv_heads, _, latent_dim = reader.to_key.shape
     made = q.new_empty(*q.shape[:2], latent_dim + reader.slots)
-    bias = None if reader.position == "none" else reader._bias().to(q.dtype)
+    bias = None if reader.position == "none" else reader.bias().to(q.dtype)
     repeat = q.shape[1] // kv_heads
     for one in range(repeat):
         heads = slice(one, None, repeat)  # one of each key head: views, where groups would copy
@@ -119,31 +121,31 @@ def add_values(reader: LatentTokens, recent: Tensor, latent: Tensor) -> None:
         recent[:, heads].transpose(0, 1).baddbmm_(latent[:, heads].transpose(0, 1), to_value)
 
 
-def _read(cache: HierarchicalCache) -> LatentTokens | None:
+def reader_of(cache: HierarchicalCache) -> LatentTokens | None:
     """The reader, where a memory is read at all."""
     if cache.config.reset_memory or not isinstance(cache.reader, LatentTokens):
         return None
     return cache.reader
 
 
-def _ring(state: CacheState) -> Ring:
+def ring_of(state: CacheState) -> Ring:
     return Ring(state.count, state.keys, state.values, state.sink_keys, state.sink_values)
 
 
-def _layer(cache: HierarchicalCache) -> Layer:
+def layer_of(cache: HierarchicalCache) -> Layer:
     window = cache.window
     interleave = getattr(cache.rope, "interleave", True)
     return Layer(window.recent, window.chunk, window.arrived, interleave)
 
 
-def _gate(cache: HierarchicalCache) -> Gate:
+def gate_of(cache: HierarchicalCache) -> Gate:
     gate = cache.gate
     assert gate is not None
     learned = {name: getattr(gate, name, None) for name in ("bias", "weight")}
     return Gate(gate.kind, gate.alpha, **learned)
 
 
-def _memory(
+def memory_of(
     cache: HierarchicalCache, memory: TTT, state: CacheState
 ) -> tuple[MemoryWeights, MemoryRows, int]:
     fast, linear = memory.fast, not memory.fast.hidden

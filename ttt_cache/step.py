@@ -53,7 +53,7 @@ def step(
             attended = _mixed(softmax(scores), values)
     frames = Frames(x, q, k, v, attended)
     if cache.memory is not None:
-        _remember(cache, cache.memory.features(frames), state, token, mask)
+        remember(cache, cache.memory.features(frames), state, token, mask)
     state.count.add_(mask)
     reader = cache.reader
     if isinstance(reader, QueryReader):
@@ -81,11 +81,7 @@ def _look_back(
         sinks, `[B, Hkv, *, D]`.
     """
     window = cache.window
-    turned_q, turned_k = cache.rotate(q, k, state.count)
-    slot, only = Slot.of(token, window.capacity), unless_all(mask)
-    slot.write(state.keys, turned_k[:, :, 0], only)
-    slot.write(state.values, v[:, :, 0], only)
-    gone = window.evicted(token)
+    turned_q, gone = keep(cache, q, k, v, state, token, mask), window.evicted(token)
     hidden = recent.ages(token, window.capacity) >= (token - gone)[:, None]  # [B, W]
     # Queries are scaled, not scores: float16 would overflow before the scale brings it back.
     turned_q = cache.by_key_head(turned_q)[:, :, :, 0] * cache.scale  # [B, Hkv, R, D]
@@ -98,6 +94,23 @@ def _look_back(
         index = torch.arange(1, window.sinks + 1, device=q.device)
         hidden = torch.cat([hidden, index > gone[:, None]], dim=1)
     return scores.masked_fill_(hidden[:, None, None], float("-inf")).unsqueeze(3), values
+
+
+def keep(
+    cache: HierarchicalCache,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: CacheState,
+    token: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """Put the token into the ring; returns the query after RoPE, `[B, H, 1, D]`."""
+    turned_q, turned_k = cache.rotate(q, k, state.count)
+    slot, only = Slot.of(token, cache.window.capacity), unless_all(mask)
+    slot.write(state.keys, turned_k[:, :, 0], only)
+    slot.write(state.values, v[:, :, 0], only)
+    return turned_q
 
 
 def _mixed(weights: Tensor, values: list[Tensor]) -> Tensor:
@@ -118,7 +131,7 @@ def _keep_sink(
     slot.write(state.sink_values, v[:, :, 0], first)
 
 
-def _remember(
+def remember(
     cache: HierarchicalCache, features: Tensor, state: CacheState, token: Tensor, mask: Tensor
 ) -> None:
     """Feed the token whose turn it is; at a chunk's end publish the next version."""

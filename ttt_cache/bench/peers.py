@@ -19,10 +19,9 @@ from ttt_cache.backend import Backend
 from ttt_cache.cache import HierarchicalCache
 from ttt_cache.memory import TTT, Frames
 from ttt_cache.memory.tokens import LatentTokens
-from ttt_cache.recent import Slot, ages
-from ttt_cache.rows import unless_all
+from ttt_cache.recent import ages
 from ttt_cache.state import CacheState
-from ttt_cache.step import _remember
+from ttt_cache.step import keep, remember
 
 from .core import Core
 from .device import triton_missing
@@ -53,21 +52,18 @@ class Peer:
     ) -> Tensor:
         """As `ttt_cache.step.step`, for as many key heads as query heads and no sinks."""
         token, window = state.count + 1, cache.window
-        turned, key = cache.rotate(q, k, state.count)
-        slot, only = Slot.of(token, window.capacity), unless_all(mask)
-        slot.write(state.keys, key[:, :, 0], only)
-        slot.write(state.values, v[:, :, 0], only)
+        turned = keep(cache, q, k, v, state, token, mask)
         seen = ages(token, window.capacity) < (token - window.evicted(token))[:, None]
         if isinstance(cache.memory, TTT):
             features = cache.memory.features(Frames(x, q, k, v, None))
             if self.kernels:
-                from ttt_cache.fused import _memory
+                from ttt_cache.fused import memory_of
                 from ttt_cache.kernels.memory_step import memory_step
 
-                given = _memory(cache, cache.memory, state)
+                given = memory_of(cache, cache.memory, state)
                 memory_step(features[:, 0], state.count, mask, *given)
             else:
-                _remember(cache, features, state, token, mask)
+                remember(cache, features, state, token, mask)
         state.count.add_(mask)
         recent = self.attend(turned, state.keys, state.values, seen)
         if not isinstance(cache.reader, LatentTokens):

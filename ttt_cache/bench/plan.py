@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ttt_cache.checks import device_here, one_of, whole_number
+from ttt_cache.checks import device_here, one_of, seed_of, threads_here, whole_number
 from ttt_cache.config import CacheConfig
 
 from .core import MOSHI, Widths
@@ -73,9 +72,6 @@ def make_plan(
     here = _device(device)
     recent = whole_number("--recent", recent, 1)
     least = recent + CacheConfig.chunk - 1
-    cores = os.cpu_count() or 1
-    if whole_number("--threads", threads, 1) > cores:
-        raise ValueError(f"--threads must be at most {cores} on this machine, got {threads}")
     name = dtype or ("float32" if here.type == "cpu" else "bfloat16")
     return Plan(
         batches=_each("--batch", BATCHES[here.type] if batches is None else batches, 1),
@@ -84,9 +80,9 @@ def make_plan(
         virtual=whole_number("--virtual", virtual, 1),
         dtype=DTYPES[one_of("--dtype", name, tuple(DTYPES))],
         device=here,
-        threads=threads,
+        threads=threads_here("--threads", threads),
         repetitions=whole_number("--repetitions", repetitions, LEAST),
-        seed=whole_number("--seed", seed, 0),
+        seed=seed_of("--seed", seed),
         out=out,
     )
 

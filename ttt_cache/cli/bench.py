@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import INTERRUPTED, fail, refusals
-from .options import number, whole
+from .options import number, numbers
 
 WRONG = 1  # the exit status where an arm computes something else
 
@@ -16,21 +16,10 @@ WRONG = 1  # the exit status where an arm computes something else
 def bench(
     batch: Annotated[
         list[int] | None,
-        typer.Option(
-            parser=whole,
-            metavar="INT",
-            help="Conversations at once, at least 1; give it again for more.",
-            show_default="1 and 4; on a GPU 1, 8, 32 and 64",
-        ),
+        numbers("Conversations at once, at least 1", "1 and 4; on a GPU 1, 8, 32 and 64"),
     ] = None,
     context: Annotated[
-        list[int] | None,
-        typer.Option(
-            parser=whole,
-            metavar="INT",
-            help="Frames in the ring of stock Moshi; give it again for more.",
-            show_default="3000 and 8000",
-        ),
+        list[int] | None, numbers("Frames in the ring of stock Moshi", "3000 and 8000")
     ] = None,
     recent: Annotated[
         int, number("Frames that the patched arms keep exactly (80 ms each), at least 1.")

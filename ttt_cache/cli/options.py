@@ -25,6 +25,11 @@ def number(help_text: str, default: str | bool = True) -> Any:
     return typer.Option(parser=whole, metavar="INT", help=help_text, show_default=default)
 
 
+def numbers(help_text: str, default: str) -> Any:
+    """An option that takes a whole number each time that it is given."""
+    return number(f"{help_text}; give it again for more.", default)
+
+
 def choice(help_text: str, default: str) -> Any:
     """An option that takes a name, judged by the library; `default` is what `--help` shows."""
     return typer.Option(metavar="NAME", help=help_text, show_default=default)

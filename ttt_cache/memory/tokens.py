@@ -93,7 +93,7 @@ class LatentTokens(VirtualTokens):
         scores = matmul_groups(absorbed, latents.transpose(-1, -2))
         slots = matmul_heads(q, self.slot_key.to(q.dtype))  # [B, Hkv, R, G, L, M]
         if self.position != "none":
-            slots = slots + self._bias().view(*q.shape[1:3], 1, 1, -1).to(q.dtype)
+            slots = slots + self.bias().view(*q.shape[1:3], 1, 1, -1).to(q.dtype)
         by_version = scores.unflatten(-1, (readout.shape[2], self.slots))
         return (by_version + slots.unsqueeze(-2)).flatten(-2)
 
@@ -102,7 +102,7 @@ class LatentTokens(VirtualTokens):
         to_value = self.to_value.to(weights.dtype)
         return matmul_heads(matmul_groups(weights, latents), to_value, last_product)
 
-    def _bias(self) -> Tensor:
+    def bias(self) -> Tensor:
         """What a slot's place adds to its scores, `[H, M]`, the same at any time."""
         if self.position == "slot":
             return self.slot_bias
