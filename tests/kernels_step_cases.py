@@ -49,6 +49,23 @@ def test_steps(name, monkeypatch):
     assert not fused.backend.fused.workspace.rows.any()
 
 
+def test_a_step_under_autocast(monkeypatch):
+    """q, k and v are narrower than the ring; the step answers in their dtype."""
+    case = Case(CacheConfig(**SMALL), head_dim=32, dtype=torch.float32)
+    cache, mask = case.build_stirred(), torch.ones(2, dtype=torch.bool)
+    plain = states(cache, "reference", monkeypatch)
+    fused = states(cache, "triton", monkeypatch)
+    for _ in range(7):
+        *heads, x = case.tokens(2, 1)
+        narrow = [z.bfloat16() for z in heads]
+        expected = cache.stream(*(z.float() for z in narrow), x, plain, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = cache.stream(*narrow, x, fused, mask)
+        assert found.dtype == torch.bfloat16
+        assert_near(found.float(), expected, 4 * torch.finfo(torch.bfloat16).eps)
+    assert torch.equal(fused.values, plain.values)
+
+
 class Started(TorchDispatchMode):
     """Writes down what a GPU would be asked to do: everything but views and allocations."""
 

@@ -59,6 +59,11 @@ def test_wrong_states_and_masks_are_refused():
     for mask in (torch.ones(2), [True, False]):
         with pytest.raises(TypeError, match="exec_mask must be a bool tensor"):
             cache.stream(**inputs(), state=state, exec_mask=mask)
+    elsewhere = torch.ones(2, dtype=torch.bool, device="meta")
+    with pytest.raises(ValueError, match="exec_mask must be on cpu as the state is, got meta"):
+        cache.stream(**inputs(), state=state, exec_mask=elsewhere)
+    with pytest.raises(ValueError, match="x must be on meta as the state is, got cpu"):
+        cache.stream(**inputs(), state=state.map(lambda tensor: tensor.to("meta")))
     with pytest.raises(ValueError, match=r"mask must have shape \[2\], got \[1\]"):
         state.reset(torch.tensor([True]))
     for mask in (torch.tensor([1, 0]), [True, False]):

@@ -188,7 +188,7 @@ class HierarchicalCache(nn.Module):
         check_inputs(self, q, k, v, x)
         check_state(self, state, q)
         mask = torch.ones_like(state.count, dtype=torch.bool) if exec_mask is None else exec_mask
-        check_mask("exec_mask", mask, q.shape[0])
+        check_mask("exec_mask", mask, state.count)
         if q.shape[2] == 1:
             fused = state.backend.fused
             one = step if fused is None else fused.step

@@ -160,16 +160,21 @@ def check_state(cache: HierarchicalCache, state: CacheState, q: Tensor) -> None:
                 f"state must hold {name} of shape {_sizes(wanted)}, got {got}: "
                 "it was made for another batch size or another cache"
             )
+    if state.count.device != q.device:
+        where = state.count.device
+        raise ValueError(f"q, k, v and x must be on {where} as the state is, got {q.device}")
     if state.keys.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
         raise TypeError(f"q, k and v must be {state.keys.dtype} as the state is, got {q.dtype}")
 
 
-def check_mask(name: str, mask: Tensor, batch: int) -> None:
-    """Raise `TypeError` or `ValueError` unless the mask is one bool per row."""
+def check_mask(name: str, mask: Tensor, count: Tensor) -> None:
+    """Raise `TypeError` or `ValueError` unless the mask is a bool beside each row's count."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"{name} must be a bool tensor, got {_kind(mask)}")
-    if mask.shape != (batch,):
-        raise ValueError(f"{name} must have shape [{batch}], got {list(mask.shape)}")
+    if mask.shape != count.shape:
+        raise ValueError(f"{name} must have shape {list(count.shape)}, got {list(mask.shape)}")
+    if mask.device != count.device:
+        raise ValueError(f"{name} must be on {count.device} as the state is, got {mask.device}")
 
 
 def _kind(value: Any) -> str:

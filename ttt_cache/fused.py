@@ -59,6 +59,9 @@ class Fused:
         mask: Tensor,
     ) -> Tensor:
         """As `ttt_cache.step.step`."""
+        asked = q.dtype
+        # Under autocast they may be narrower than the ring, in whose dtype the kernel reads all.
+        q, k, v = (z.to(state.keys.dtype) for z in (q, k, v))
         if isinstance(cache.memory, TTT):
             features = cache.memory.features(Frames(x, q, k, v, None))[:, 0]
             memory_step(features, state.count, mask, *memory_of(cache, cache.memory, state))
@@ -69,7 +72,7 @@ class Fused:
         recent, latent = decode(token, ring_of(state), layer_of(cache), virtual, self.workspace)
         if reader is not None and latent is not None:
             add_values(reader, recent, latent)
-        return recent.unsqueeze(2)
+        return recent.unsqueeze(2).to(asked)
 
 
 def rehearse(cache: HierarchicalCache, state: CacheState, fused: Fused) -> None:

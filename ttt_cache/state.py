@@ -82,9 +82,9 @@ class CacheState:
         """Erase the rows of `mask` (bool `[B]`), in place.
 
         Raises:
-            TypeError, ValueError: the mask is not a bool tensor of that shape.
+            TypeError, ValueError: the mask is no bool tensor of that shape on the state's device.
         """
-        check_mask("mask", mask, self.count.shape[0])
+        check_mask("mask", mask, self.count)
         for _, tensor in self.tensors():
             tensor.masked_fill_(per_row(mask, tensor), 0)
 
