@@ -50,11 +50,19 @@ def errors(device: torch.device, _: Result) -> Result:
     found = {
         "decode": gpu_kernels.decode_error(core, decode),
         "memory": gpu_kernels.memory_error(core, memory_step, 2 * CHUNK),
+        "training": training_error(device),
     }
     for name, share in found.items():
         if not share <= 1:
-            raise SystemExit(f"the {name} kernel is {share:.3g} times its budget off; no speeds")
+            raise SystemExit(
+                f"the {name} kernels are {share:.3g} times their budget off; no speeds"
+            )
     return found
+
+
+@torch.enable_grad()
+def training_error(device: torch.device) -> float:
+    return gpu_training.kernel_error(device, DTYPE, SETTINGS, 4 * FILLED)
 
 
 @torch.no_grad()

@@ -31,9 +31,9 @@ def _device(result: Result) -> Iterator[Line]:
 
 
 def _errors(result: Result) -> Iterator[Line]:
-    for name in ("decode", "memory"):
+    for name in ("decode", "memory", "training"):
         value = (result.get("errors") or {}).get(name)
-        yield Line(f"{name} kernel: error beside float64", value, "of budget", at_most=1.0)
+        yield Line(f"{name} kernels: error beside float64", value, "of budget", at_most=1.0)
 
 
 def _graph(result: Result) -> Iterator[Line]:

@@ -69,12 +69,16 @@ def test_an_empty_variable_is_none(monkeypatch):
     assert str(chosen) == "reference: TTT_CACHE_BACKEND=auto"
 
 
-def test_the_parallel_form_needs_no_backend(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "triton")
+def test_calls_of_many_tokens_choose_likewise(monkeypatch):
+    """Without a state by the variable, streaming as the state has chosen."""
     cache = HierarchicalCache(CacheConfig(recent=4), **SIZES)
-    heads, x = torch.randn(3, 1, 1, 6, 32), torch.randn(1, 6, 32)
-    y, state = cache(*heads, x)
-    assert y.isfinite().all() and state.backend.name == "reference"
+    tokens = (*torch.randn(3, 1, 1, 6, 32), torch.randn(1, 6, 32))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    state = cache.init_state(1)
+    monkeypatch.setenv(VARIABLE, "triton")
+    with pytest.raises(ValueError, match=r"triton cannot be had: .*got cpu"):
+        cache(*tokens)
+    assert cache.stream(*tokens, state).isfinite().all()
 
 
 def test_the_report_says_which(monkeypatch, capsys):

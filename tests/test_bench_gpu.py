@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from models import TINY, tiny_lm
 
+from ttt_cache import windowed
+from ttt_cache.backend import VARIABLE
 from ttt_cache.bench.core import Place, Widths
+from ttt_cache.form import PLAIN
 from ttt_cache.kernels import memory_reference, reference
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -148,16 +153,32 @@ def test_conversations_in_real_time():
     assert gpu_frame.in_real_time({}) == 0
 
 
+def test_errors_of_training_kernels(monkeypatch):
+    """Plain PyTorch in their place: half of the budget at most."""
+    import gpu_training
+
+    assert 0 < gpu_training.kernel_error(CPU, torch.bfloat16, SETTINGS, 40, "reference") <= 0.5
+    attend = windowed.attend
+    broken = replace(PLAIN, attend=lambda *given: attend(*given) * 1.1)
+    monkeypatch.setattr("ttt_cache.cache.parallel_form", chosen_as(broken))
+    assert gpu_training.kernel_error(CPU, torch.bfloat16, SETTINGS, 40, "auto") > 1
+
+
+def chosen_as(broken):
+    """A choice of forms in which `auto` is a broken one."""
+    return lambda *_: broken if os.environ[VARIABLE] == "auto" else PLAIN
+
+
 def test_a_training_step_of_a_layer():
     import gpu_training
 
     pair = gpu_training.layers(CPU, torch.float32, SETTINGS, WIDTHS)
-    found = gpu_training.measure(pair, 40, 6, torch.float32, 3)
+    found = gpu_training.measure(pair, 40, 6, torch.float32, 3, "reference")
     assert found["off"] <= 1e-5 and found["ms"].keys() == {"stock", "patched"}
     with torch.no_grad():
         pair["patched"].model.layers[0].norm1.alpha.mul_(1.1)
     with pytest.raises(SystemExit, match="is not stock's before its first eviction"):
-        gpu_training.measure(pair, 40, 6, torch.float32, 3)
+        gpu_training.measure(pair, 40, 6, torch.float32, 3, "reference")
 
 
 RATES = {"copy_bytes_per_second": 4e12, "matmul_operations_per_second": 7e14}
@@ -169,7 +190,7 @@ def test_what_was_not_measured_stays_open():
     lines = gpu_lines.lines_of({"gpu": RATES})
     verdicts = {line.verdict for line in lines}
     assert verdicts == {"", "not measured"}
-    assert sum(line.verdict == "not measured" for line in lines) == 14
+    assert sum(line.verdict == "not measured" for line in lines) == 15
 
 
 def test_verdicts_of_a_run():
@@ -183,7 +204,7 @@ def test_verdicts_of_a_run():
 
     result = {
         "gpu": RATES,
-        "errors": {"decode": 0.4, "memory": 1.0},
+        "errors": {"decode": 0.4, "memory": 1.0, "training": 0.5},
         "graph": {"off": 0.0, "allowed": 0.03, "captured_once": True},
         "decode": {batch: 3.1e12 if batch < 128 else 3.2e12 for batch in gpu_lines.BATCHES},
         "frame": {
@@ -196,7 +217,7 @@ def test_verdicts_of_a_run():
         "training": {3000: layer(9.5), 12000: layer(7.6)},
     }
     verdicts = {line.name: line.verdict for line in gpu_lines.lines_of(result)}
-    assert verdicts["decode kernel: error beside float64"] == "met"
+    assert verdicts["decode kernels: error beside float64"] == "met"
     assert verdicts["decode, batch 64"] == "MISSED" and verdicts["decode, batch 128"] == "met"
     assert verdicts["frame, batch 1: patched / stock"] == "met"
     assert verdicts["frame, batch 8: patched / stock"] == "MISSED"

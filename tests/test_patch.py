@@ -27,8 +27,8 @@ from moshi.modules.transformer import (
 from torch import nn
 
 import ttt_cache
-from ttt_cache.parallel import _turns_once
 from ttt_cache.patched import PatchedAttention
+from ttt_cache.windowed import turns_once
 
 
 @pytest.mark.parametrize("streamed_before", [False, True])
@@ -267,7 +267,7 @@ def test_keys_turned_in_blocks_or_once_are_the_same(monkeypatch, once, start):
         return [y, state.keys, state.sink_keys, *torch.autograd.grad(loss, leaves)]
 
     expected = outcome()
-    monkeypatch.setattr("ttt_cache.parallel._turns_once", lambda cache: once)
+    monkeypatch.setattr("ttt_cache.windowed.BLOCK", 0 if once else 1000)
     for found, known in zip(outcome(), expected, strict=True):
         assert_near(found, known)
 
@@ -276,7 +276,7 @@ def test_a_window_of_many_blocks_turns_its_keys_once():
     model = tiny_lm()
     for recent, once in ((100, False), (1000, True)):
         with ttt_cache.patch(model, recent=recent, memory="none") as handle:
-            assert _turns_once(handle.caches[0]) == once
+            assert turns_once(handle.caches[0]) == once
 
 
 @pytest.mark.parametrize("memory", [{}, {"memory": "ttt-linear"}, {"depth": 3}])

@@ -1,7 +1,7 @@
-"""Which code answers the streaming steps of a state: chosen once, when the state is made.
+"""Which code computes: chosen once, when a state is made or a call of many tokens begins.
 
 `TTT_CACHE_BACKEND` is `auto` (the default), `reference` (plain PyTorch) or `triton`, which is
-refused where it cannot be had. Never does a step fall back to anything else. The kernels were
+refused where it cannot be had. Nothing ever falls back to anything else. The kernels were
 proven in Triton's interpreter and compiled, but have not run on a GPU yet: so `auto` is plain
 PyTorch for now, and who has a GPU asks for them by name.
 """
@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from moshi.modules.rope import RotaryEmbedding
 
 from .checks import one_of
+from .form import PLAIN, Form
 from .memory import TTT
 from .memory.tokens import LatentTokens
 
@@ -27,11 +29,17 @@ BACKENDS = ("auto", "reference", "triton")
 
 
 class Backend(NamedTuple):
-    """What was chosen and why; `fused` runs the kernels, `None` where they do not run."""
+    """What was chosen and why.
+
+    Attributes:
+        fused: runs the kernels of streaming steps; `None` where they do not run.
+        form: what calls of several tokens are computed by.
+    """
 
     name: str
     reason: str
     fused: Fused | None = None
+    form: Form = PLAIN
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -46,15 +54,28 @@ def choose(cache: HierarchicalCache, state: CacheState) -> Backend:
     Raises:
         ValueError: `TTT_CACHE_BACKEND` is none, or names one that cannot be had here.
     """
+    return _chosen(cache, state.keys.device, state)
+
+
+def parallel_form(cache: HierarchicalCache, device: torch.device) -> Form:
+    """What computes a call of the parallel form, for which no state need be there.
+
+    Raises:
+        ValueError: as `choose`.
+    """
+    return _chosen(cache, device, None).form
+
+
+def _chosen(cache: HierarchicalCache, device: torch.device, state: CacheState | None) -> Backend:
     wanted = one_of(VARIABLE, os.environ.get(VARIABLE) or "auto", BACKENDS)
-    if state.keys.device.type == "meta":
+    if device.type == "meta":
         return Backend("reference", "nothing is computed on the device meta")
     if wanted != "triton":
         return Backend("reference", f"{VARIABLE}={wanted}")
     against = _not_among_kernels(cache)
     if against is None:
         try:
-            return Backend("triton", f"{VARIABLE}=triton", _fused(cache, state))
+            return Backend("triton", f"{VARIABLE}=triton", *_kernels(cache, device, state))
         except (ImportError, ValueError) as error:
             against = str(error)
     raise ValueError(f"{VARIABLE}=triton cannot be had: {against}")
@@ -76,12 +97,16 @@ def _not_among_kernels(cache: HierarchicalCache) -> str | None:
     return None
 
 
-def _fused(cache: HierarchicalCache, state: CacheState) -> Fused:
-    """Kernels for a state; raises `ImportError` or `ValueError` where they cannot be had."""
-    from . import fused
+def _kernels(
+    cache: HierarchicalCache, device: torch.device, state: CacheState | None
+) -> tuple[Fused | None, Form]:
+    """Kernels for a state and for calls; raises `ImportError` or `ValueError` if there are none."""
+    from . import fused, fused_parallel
     from .kernels.checks import check_device
 
-    check_device(state.keys.device)
-    made = fused.Fused.of(cache, state)
-    fused.rehearse(cache, state, made)
-    return made
+    check_device(device)
+    made = None
+    if state is not None:
+        made = fused.Fused.of(cache, state)
+        fused.rehearse(cache, state, made)
+    return made, fused_parallel.KERNELS

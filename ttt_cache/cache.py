@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Gate
-from .backend import choose
+from .backend import choose, parallel_form
 from .checks import check_inputs, check_mask, check_state, one_of, whole_number
 from .config import GATES, CacheConfig
 from .memory import TTT, Attention, QueryReader, VirtualTokens, build_memory, build_reader
@@ -159,7 +159,7 @@ class HierarchicalCache(nn.Module):
         check_inputs(self, q, k, v, x)
         if state is not None:
             check_state(self, state, q)
-        return extend(self, q, k, v, x, state)
+        return extend(self, q, k, v, x, state, parallel_form(self, q.device))
 
     @torch.no_grad()
     def stream(
@@ -193,7 +193,7 @@ class HierarchicalCache(nn.Module):
             fused = state.backend.fused
             one = step if fused is None else fused.step
             return one(self, q, k, v, x, state, mask)
-        y, new = extend(self, q, k, v, x, state)
+        y, new = extend(self, q, k, v, x, state, state.backend.form)
         state.commit(new, mask)
         return y
 

@@ -1,66 +1,37 @@
-"""The memory over many tokens: all versions of a call, and the queries that read them.
-
-Rows may be in different phases of their chunks, so each row's tokens are laid on a grid that begins
-with its running chunk; places of the grid without a token hold zeros, which no memory notices.
-"""
+"""The memory over many tokens: all versions of a call, and the queries that read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from . import recent
+from .form import Form
+from .grid import Grid, parts
 from .memory import TTT, Memory, MemoryState
 from .precision import full_precision
 from .recent import Window
-from .rows import choose, per_row
+from .rows import choose
 from .span import Span
 from .state import CacheState
 
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
 
-PART = 2**24  # bytes of memory versions that are made again together on the way back
-
-
-class Grid(NamedTuple):
-    """Where the tokens stand that the memory takes in during a call.
-
-    Attributes:
-        token: the number of each place's token, `[B|1, K C]` for K chunks of C.
-        valid: places whose token is taken in during the call, `[B|1, K C]`.
-        complete: chunks that are full after the call, `[B|1, K]`.
-    """
-
-    token: Tensor
-    valid: Tensor
-    complete: Tensor
-
-    @classmethod
-    def of(cls, window: Window, span: Span) -> Grid:
-        chunks, chunk = _chunks(window, span), window.chunk
-        before, after = window.fed(span.start), window.fed(span.start + span.length)
-        base = (window.version(span.start) * chunk)[:, None]
-        token = base + torch.arange(1, chunks * chunk + 1, device=base.device)
-        valid = (token > before[:, None]) & (token <= after[:, None])
-        return cls(token, valid, token[:, chunk - 1 :: chunk] <= after[:, None])
-
-
-def _chunks(window: Window, span: Span) -> int:
-    """Chunks of the grid: as many as any row can touch, a number known without looking at rows."""
-    if span.fresh:
-        return -(-max(0, span.length - window.wait) // window.chunk)
-    return -(-(window.chunk - 1 + span.length) // window.chunk)
-
 
 def versions(
-    cache: HierarchicalCache, memory: Memory, features: Tensor, span: Span, old: CacheState
+    cache: HierarchicalCache,
+    memory: Memory,
+    features: Tensor,
+    span: Span,
+    old: CacheState,
+    form: Form,
 ) -> tuple[Tensor, Tensor, MemoryState]:
     """Feed the memory, for queries that read published versions.
 
@@ -72,26 +43,61 @@ def versions(
         of the newest version, `[B, *]`, and the state of the memory at the end.
     """
     grid, readouts = Grid.of(cache.window, span), [old.readout[:, None]]
-    state, weights = _start(cache, memory, old), cache.weights("memory")
-
-    def read(versions: MemoryState, shape: tuple[int, int], *given: Tensor) -> Tensor:
-        bound = {n.removeprefix("memory."): w for n, w in zip(weights, given, strict=True)}
-        return functional_call(memory, bound, (versions, shape))
-
+    state = _start(cache, memory, old)
     with full_precision(features):
-        for part in _parts(cache, grid, features, span, state):
-            made, state = memory.scan(part.begin(state), part.tokens, part.valid, part.closes)
-            # Made again on the way back. Weights are arguments: `functional_call` may have lent
-            # them to the cache.
-            found = checkpoint(
-                read, made, part.closes.t().shape, *weights.values(),
-                use_reentrant=False, preserve_rng_state=False,
-            )  # fmt: skip
-            assert found is not None
+        for part in parts(cache, grid, features, span, state, form.part):
+            given = part.begin(state), part.tokens, part.valid, part.closes
+            if form.scans_again:
+                found, state = _again(cache, memory, partial(_scan_and_read, form), *given)
+            else:
+                made, state = _scan(form, memory, *given)
+                found = _again(cache, memory, _read, made, part.closes)
             readouts.append(found)
     found = torch.cat(readouts, dim=1)
     closed = grid.complete.sum(1).expand(found.shape[0])
     return found, found[torch.arange(found.shape[0], device=found.device), closed], state
+
+
+def _scan(form: Form, memory: Memory, *given: Any) -> tuple[MemoryState, MemoryState]:
+    """The versions of a part, and the state at its end."""
+    return memory.scan(*given, run=form.run) if isinstance(memory, TTT) else memory.scan(*given)
+
+
+def _read(memory: Memory, versions: MemoryState, closes: Tensor) -> Tensor:
+    """The read-outs of versions `[K, B, *]` after chunks `[B, K]`: `[B, K, *]`."""
+    rows, chunks = closes.shape
+    flat = {name: t.flatten(0, 1) for name, t in versions.items()}
+    return memory.read(flat, rows * chunks).unflatten(0, (chunks, rows)).transpose(0, 1)
+
+
+def _scan_and_read(form: Form, memory: Memory, *given: Any) -> tuple[Tensor, MemoryState]:
+    made, state = _scan(form, memory, *given)
+    return _read(memory, made, given[-1]), state
+
+
+class _Lent(nn.Module):
+    """Calls a function of a memory, as a module to which weights can be lent."""
+
+    def __init__(self, memory: Memory, fn: Callable[..., Any]) -> None:
+        super().__init__()
+        self.memory, self.fn = memory, fn
+
+    def forward(self, *given: Any) -> Any:
+        return self.fn(self.memory, *given)
+
+
+def _again(cache: HierarchicalCache, memory: Memory, fn: Callable[..., Any], *given: Any) -> Any:
+    """`fn(memory, *given)`, of which nothing is kept: it is made again on the way back.
+
+    Weights are arguments: `functional_call` may have lent them to the cache.
+    """
+    weights = cache.weights("memory")
+
+    def call(*values: Tensor) -> Any:
+        lent = dict(zip(weights, values, strict=True))
+        return functional_call(_Lent(memory, fn), lent, given)
+
+    return checkpoint(call, *weights.values(), use_reentrant=False, preserve_rng_state=False)
 
 
 def answers(
@@ -101,6 +107,7 @@ def answers(
     queries: Tensor,
     span: Span,
     old: CacheState,
+    form: Form,
 ) -> tuple[Tensor, Tensor, MemoryState]:
     """Feed the memory, and answer each token's own query on the way.
 
@@ -121,9 +128,9 @@ def answers(
     asked = asked.unflatten(2, (-1, window.chunk)).permute(2, 0, 1, 3, 4)  # [K, B, h, C, d]
     state, newest, found = _start(cache, memory, old), old.readout, []
     with full_precision(features):
-        for part in _parts(cache, grid, features, span, state):
+        for part in parts(cache, grid, features, span, state, form.part):
             queries, start = asked[part.chunks], part.begin(state)
-            closed, state = memory.scan(start, part.tokens, part.valid, part.closes)
+            closed, state = memory.scan(start, part.tokens, part.valid, part.closes, run=form.run)
             if window.arrived:
                 before = _shifted(closed, start)
                 running = memory.running(before, part.tokens, part.valid, queries)
@@ -159,50 +166,3 @@ def _start(cache: HierarchicalCache, memory: Memory, old: CacheState) -> MemoryS
     """The state to go on from: version 0 for rows that have fed nothing."""
     fed = cache.window.fed(old.count)
     return choose(fed == 0, memory.initial(fed.shape[0]), old.memory)
-
-
-class Part(NamedTuple):
-    """Some chunks of the grid, laid out.
-
-    Attributes:
-        chunks: which.
-        tokens: features `[B, K, C, F]`; valid: which of them are tokens, `[B, K, C]`.
-        closes: which rows end which chunk, `[B, K]`.
-        cut: whether gradients end at the start.
-    """
-
-    chunks: slice
-    tokens: Tensor
-    valid: Tensor
-    closes: Tensor
-    cut: bool
-
-    def begin(self, state: MemoryState) -> MemoryState:
-        return {name: t.detach() for name, t in state.items()} if self.cut else state
-
-    def newest(self, memory: Memory, versions: MemoryState, readout: Tensor) -> Tensor:
-        """The read-out of each row's newest version, which was `readout` at the start."""
-        closed = self.closes.sum(1)
-        rows = torch.arange(closed.shape[0], device=closed.device)
-        chosen = {name: w[(closed - 1).clamp(min=0), rows] for name, w in versions.items()}
-        read = memory.read(chosen, closed.shape[0])
-        return torch.where(per_row(closed > 0, read), read, readout)
-
-
-def _parts(
-    cache: HierarchicalCache, grid: Grid, features: Tensor, span: Span, state: MemoryState
-) -> Iterator[Part]:
-    """The grid, some chunks at a time: what a part needs going back does not pile up."""
-    window, bptt = cache.window, cache.config.bptt
-    batch, (_, chunks) = features.shape[0], grid.complete.shape
-    column = (grid.token - span.start[:, None] + window.wait - 1).clamp(0, features.shape[2] - 1)
-    laid = recent.take(features, column.expand(batch, -1))[:, 0].unflatten(1, (-1, window.chunk))
-    valid = grid.valid.expand(batch, -1).unflatten(1, (-1, window.chunk))
-    complete = grid.complete.expand(batch, -1)
-    horizons = set(range(0, chunks, bptt)) if bptt else {0}
-    most = max(1, PART // max(1, sum(part.nbytes for part in state.values())))
-    bounds = sorted(horizons | {*range(0, chunks, most), chunks})
-    sizes = [end - start for start, end in pairwise(bounds)]
-    split = zip(*(z.split(sizes, dim=1) for z in (laid, valid, complete)), strict=True)
-    for start, size, part in zip(bounds, sizes, split, strict=False):
-        yield Part(slice(start, start + size), *part, cut=start > 0 and start in horizons)

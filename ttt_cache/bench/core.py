@@ -96,7 +96,7 @@ class Core:
         if settings is not None:
             ttt_cache.patch(model, **settings)
             stir(model)
-        with _chosen(backend):
+        with chosen(backend):
             self.attention.streaming_forever(place.batch)
         self.given = Given()
         self.attention.in_projs[0], self.attention.out_projs[0] = self.given, nn.Identity()
@@ -155,7 +155,8 @@ def stir(model: nn.Module) -> None:
 
 
 @contextmanager
-def _chosen(backend: str) -> Iterator[None]:
+def chosen(backend: str) -> Iterator[None]:
+    """A context in which `TTT_CACHE_BACKEND` is that."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = backend
     try:

@@ -84,11 +84,6 @@ class Memory(nn.Module, abc.ABC):
     def read(self, state: MemoryState, batch_size: int) -> Tensor:
         """The read-out `[B, *]`: what readers need of a memory version."""
 
-    def forward(self, versions: MemoryState, shape: tuple[int, int]) -> Tensor:
-        """`read` of all versions `[K, B, *]`, `shape` being K and B: `[B, K, *]`."""
-        flat = {name: t.flatten(0, 1) for name, t in versions.items()}
-        return self.read(flat, shape[0] * shape[1]).unflatten(0, shape).transpose(0, 1)
-
     @abc.abstractmethod
     def scan(
         self, state: MemoryState, tokens: Tensor, valid: Tensor, closes: Tensor

@@ -9,6 +9,7 @@ per chunk. `docs/semantics.md` has the equations and the argument that the weigh
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +89,18 @@ class TTT(Memory):
             state[_grad(name)].zero_()
 
     def scan(
-        self, state: MemoryState, tokens: Tensor, valid: Tensor, closes: Tensor
+        self,
+        state: MemoryState,
+        tokens: Tensor,
+        valid: Tensor,
+        closes: Tensor,
+        run: Callable[[chunks.Given], chunks.Versions] = chunks.run,
     ) -> tuple[MemoryState, MemoryState]:
         rows = (tokens.shape[0], self.heads)
         chunk, (hidden, last) = self._by_chunk(tokens, valid), self._networks(state)
         ends = closes.t().repeat_interleave(self.heads, dim=1)[..., None, None]
         given = chunks.Given(chunk, hidden, last, self._totals(state), self._rule(rows[0]), ends)
-        found = chunks.run(given)
+        found = run(given)
         hidden, last, totals = found.end
         new = self._state(hidden, last, rows)
         for name, total in zip(self.fast.hidden, totals, strict=True):

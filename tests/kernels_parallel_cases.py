@@ -1,0 +1,110 @@
+"""Calls of many tokens in kernels beside plain PyTorch; `test_backend.py` runs this interpreted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import Case, assert_near
+
+from ttt_cache import CacheConfig, CacheState
+from ttt_cache.backend import VARIABLE
+from ttt_cache.fused_parallel import KERNELS
+
+SMALL: dict[str, Any] = {
+    **{"recent": 4, "chunk": 3, "virtual": 3, "sinks": 1},
+    **{"memory_heads": 1, "memory_dim": 16, "hidden_dim": 16},
+}
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"memory": "ttt-linear", "gate": "query", "position": "slot", "sinks": 0},
+    "arrived": {"write": "arrived", "gate": "residual", "source": "kv", "bptt": 1},
+    "window": {"memory": "none"},
+    "reset": {"reset_memory": True},
+}
+
+
+def outcome(case: Case, cache, tokens, split: int) -> list[torch.Tensor]:
+    """Outputs, state and gradients of two calls, the second from rows out of step."""
+    leaves = [z.clone().requires_grad_() for z in tokens]
+    first, state = cache(*(z[..., :split, :] for z in leaves))
+    second, state = cache(*(z[..., split:, :] for z in leaves), staggered(state))
+    torch.manual_seed(0)
+    y = torch.cat([first, second], dim=2)
+    kept = [t for _, t in state.tensors() if t.requires_grad]
+    loss = (y * torch.randn_like(y)).sum() + sum((t * torch.randn_like(t)).sum() for t in kept)
+    weights = list(cache.parameters())
+    found = torch.autograd.grad(loss, [*leaves, *weights], allow_unused=True)
+    made = [
+        torch.zeros_like(z) if g is None else g
+        for z, g in zip([*leaves, *weights], found, strict=True)
+    ]
+    return [y, *(t for _, t in state.tensors()), *made]
+
+
+def staggered(state: CacheState) -> CacheState:
+    """The second row has not begun."""
+    keep = torch.tensor([1, 0])
+    return state.map(lambda t: t * keep.view(-1, *[1] * (t.dim() - 1)).to(t.dtype))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_calls(name, monkeypatch):
+    repeat = 2 if name == "arrived" else 1
+    sizes = {"num_heads": repeat, "kv_heads": 1, "head_dim": 32}
+    case = Case(CacheConfig(**SMALL | SYSTEMS[name]), dtype=torch.float32, **sizes)
+    cache = case.build_stirred()
+    tokens = case.tokens(2, 17)
+    found = {}
+    for backend in ("reference", "triton"):
+        monkeypatch.setenv(VARIABLE, backend)
+        found[backend] = outcome(case, cache, tokens, 9)
+    for mine, theirs in zip(found["triton"], found["reference"], strict=True):
+        assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        if mine.numel():
+            assert_near(mine.double(), theirs.double(), 3e-5)
+
+
+def test_a_streaming_call_is_computed_as_its_state_has_chosen(monkeypatch):
+    case = Case(CacheConfig(**SMALL), dtype=torch.float32, num_heads=1, kv_heads=1, head_dim=32)
+    cache, calls = case.build_stirred(), []
+    monkeypatch.setattr(
+        "ttt_cache.fused_parallel.windowed_attention",
+        lambda *given: calls.append(given) or torch.zeros_like(given[0].q),
+    )
+    monkeypatch.setenv(VARIABLE, "triton")
+    state = cache.init_state(1)
+    monkeypatch.setenv(VARIABLE, "reference")
+    assert state.backend.form is KERNELS
+    cache.stream(*case.tokens(1, 2), state)
+    assert len(calls) == 1
+
+
+def test_nothing_of_a_scan_outlives_the_call(monkeypatch):
+    """What is kept for the way back does not grow by a version of the weights for every chunk."""
+    case = Case(
+        CacheConfig(**SMALL | {"sinks": 0}),
+        dtype=torch.float32,
+        num_heads=1,
+        kv_heads=1,
+        head_dim=32,
+    )
+    cache = case.build_stirred()
+    monkeypatch.setenv(VARIABLE, "triton")
+    weights = sum(w.numel() for w in cache.memory.fast.layers.values())
+
+    def kept(length: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // 4
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            tokens = [z.requires_grad_() for z in case.tokens(1, length)]
+            cache(*tokens)
+        return sum(sizes.values())
+
+    chunks = 4
+    assert kept(10 + chunks * 3) - kept(10) < chunks * weights
