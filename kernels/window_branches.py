@@ -21,11 +21,11 @@ def by_query(
         share, x: the gradient of score j is `p_j (share back . v_j - x)`.
     """
     asked = load_rows(at(q, row, head), q[3], i, i < tokens, s.d, s.block_d, s)
-    count = tl.minimum(s.block_q, tokens - first)
+    count = tl.minimum(s.block_b, tokens - first)
     begin, end = columns_seen(first, count, start, history, sinks, s)
     block: constexpr = s.block_s if sinks else s.block_k
     first_key, first_value = at(keys, row, head // s.repeat), at(values, row, head // s.repeat)
-    found = tl.full([s.block_q, s.block_d], 0.0, tl.float32)
+    found = tl.full([s.block_b, s.block_d], 0.0, tl.float32)
     for place in range(begin, end, block):
         j = place + tl.arange(0, block)
         tile = load_rows(first_key, keys[3], j, j < end, s.d, s.block_d, s)
@@ -49,9 +49,9 @@ def answer_again(
     gradient (before it is weighed), `[queries]`."""
     there = i < tokens
     asked = load_rows(at(absorbed, row, head), absorbed[3], i, there, s.e, s.block_e, s)
-    count = tl.minimum(s.block_q, tokens - first)
+    count = tl.minimum(s.block_b, tokens - first)
     begin, end = virtual_seen(first, count, start, versions, s)
-    mix = tl.full([s.block_q, s.block_e], 0.0, tl.float32)
+    mix = tl.full([s.block_b, s.block_e], 0.0, tl.float32)
     for place in range(begin, end, s.block_u):
         u = place + tl.arange(0, s.block_u)
         tile = load_rows(at(readouts, row, 0), readouts[3], u, u < end, s.e, s.block_e, s)
@@ -75,9 +75,9 @@ def by_absorbed(
     there = i < tokens
     asked = load_rows(at(absorbed, row, head), absorbed[3], i, there, s.e, s.block_e, s)
     back = load_rows(at(dlatent, row, head), dlatent[3], i, there, s.e, s.block_e, s)
-    count = tl.minimum(s.block_q, tokens - first)
+    count = tl.minimum(s.block_b, tokens - first)
     begin, end = virtual_seen(first, count, start, versions, s)
-    found = tl.full([s.block_q, s.block_e], 0.0, tl.float32)
+    found = tl.full([s.block_b, s.block_e], 0.0, tl.float32)
     target = at(dabsorbed, row, head)
     by_slot = target + i.to(tl.int64)[:, None] * dabsorbed[3] + s.lead
     for place in range(begin, end, s.block_u):

@@ -36,7 +36,7 @@ class Sizes:
         gate: its kind.
         operand: what tensor cores multiply; float32 in the interpreter, whose bfloat16 is wrong.
         block_q, block_k, block_s, block_u: queries, columns, sinks, virtual tokens of a tile.
-        block_r: queries of a tile where gradients are made by latents.
+        block_b, block_r: queries of a tile where gradients are made by queries, and by latents.
         block_m, block_d, block_e: the powers of two that hold M's part of an absorbed query, D, E.
     """
 
@@ -58,6 +58,7 @@ class Sizes:
     block_k: int
     block_s: int
     block_u: int
+    block_b: int
     block_r: int
     block_m: int
     block_d: int
@@ -73,6 +74,7 @@ class Sizes:
         lead, behind = aligned(e), aligned(slots)
         narrow = 4 // dtype.itemsize  # how many numbers stand in 32 bits
         sums = SUMS * narrow // 2
+        queries = min(QUERIES, max(sums // max(block_d, block_e), LEAST))
         return cls(
             heads=heads,
             repeat=heads // seen.keys.shape[1],
@@ -88,7 +90,8 @@ class Sizes:
             chunk=layer.chunk,
             gate="none" if latents is None else latents.gate.kind,
             operand=tl.float32 if knobs.runtime.interpret else OPERANDS[dtype],
-            block_q=min(QUERIES, max(sums // max(block_d, block_e), LEAST)),
+            block_q=queries,
+            block_b=max(queries // 2, LEAST),
             block_k=min(COLUMNS, sums // 2 // block_d),
             block_s=min(COLUMNS // 2, block(sinks)),
             block_u=min(COLUMNS, max(sums // 2 // block_e, LEAST)),

@@ -76,7 +76,7 @@ def close(top, mass, total):
 @triton.jit
 def gate_logits(q, bias_ptr, weight_ptr, head, s: constexpr):
     """As `gates.gate_logit`, of a tile of queries before RoPE, `[queries, D]`."""
-    logits = tl.full([s.block_q], 0.0, tl.float32)
+    logits = tl.full([q.shape[0]], 0.0, tl.float32)
     if s.gate != "fixed":
         logits += tl.load(bias_ptr + (0 if s.gate == "layer" else head)).to(tl.float32)
     if s.gate == "query":
