@@ -6,36 +6,37 @@ import triton.language as tl
 from .constant import constexpr
 from .window_places import columns_seen, version, virtual_seen
 from .window_scores import exact_scores, virtual_scores, weigh
-from .window_tiles import at, load_rows, product, products, store_rows
+from .window_tiles import load, product, products, store, tokens_of
 
 
 @triton.jit
 def by_query(
-    q, keys, values, back, lse, share, x, i, first, row, head, start, tokens, history, scale,
+    q, keys, values, dy, lse, share, x, i, first, row, head, start, tokens, history, scale,
     sinks: constexpr, s: constexpr,
 ):  # fmt: skip
     """The gradient of queries by the columns of the window, or by the sinks, `[queries, D]`.
 
     Args:
-        back: gradient of the output.
-        share, x: the gradient of score j is `p_j (share back . v_j - x)`.
+        share, x: the gradient of score j is `p_j (share dy . v_j - x)`.
     """
-    asked = load_rows(at(q, row, head), q[3], i, i < tokens, s.d, s.block_d, s)
+    queries, given = tokens_of(q, row, head, i, i < tokens), tokens_of(dy, row, head, i, i < tokens)
+    asked, back = load(queries, s.d, s.block_d, s), load(given, s.d, s.block_d, s)
     count = tl.minimum(s.block_b, tokens - first)
     begin, end = columns_seen(first, count, start, history, sinks, s)
     block: constexpr = s.block_s if sinks else s.block_k
-    first_key, first_value = at(keys, row, head // s.repeat), at(values, row, head // s.repeat)
     found = tl.full([s.block_b, s.block_d], 0.0, tl.float32)
     for place in range(begin, end, block):
         j = place + tl.arange(0, block)
-        tile = load_rows(first_key, keys[3], j, j < end, s.d, s.block_d, s)
+        columns = tokens_of(keys, row, head // s.repeat, j, j < end)
+        tile = load(columns, s.d, s.block_d, s)
+        scores = products(asked, tile, queries, columns, s.d, s.block_d, s)
         scores = exact_scores(
-            products(asked, tile, s), i[:, None], j[None, :], start, history, scale, sinks, s
+            scores, i[:, None], j[None, :], start, history, scale, sinks, s
         )
-        value = load_rows(first_value, values[3], j, j < end, s.d, s.block_d, s)
-        by_score = weigh(scores, lse[:, None]) * (
-            share[:, None] * products(back, value, s) - x[:, None]
-        )
+        columns = tokens_of(values, row, head // s.repeat, j, j < end)
+        value = load(columns, s.d, s.block_d, s)
+        by_value = products(back, value, given, columns, s.d, s.block_d, s)
+        by_score = weigh(scores, lse[:, None]) * (share[:, None] * by_value - x[:, None])
         found = product(by_score, tile, found, s)
     return found * scale
 
@@ -48,21 +49,22 @@ def answer_again(
     """Make the mix of the latents again, store it weighed by `share`, and multiply it by its
     gradient (before it is weighed), `[queries]`."""
     there = i < tokens
-    asked = load_rows(at(absorbed, row, head), absorbed[3], i, there, s.e, s.block_e, s)
+    queries = tokens_of(absorbed, row, head, i, there)
+    asked = load(queries, s.e, s.block_e, s)
     count = tl.minimum(s.block_b, tokens - first)
     begin, end = virtual_seen(first, count, start, versions, s)
     mix = tl.full([s.block_b, s.block_e], 0.0, tl.float32)
     for place in range(begin, end, s.block_u):
         u = place + tl.arange(0, s.block_u)
-        tile = load_rows(at(readouts, row, 0), readouts[3], u, u < end, s.e, s.block_e, s)
+        latents = tokens_of(readouts, row, 0, u, u < end)
+        tile = load(latents, s.e, s.block_e, s)
         scores, _, _ = virtual_scores(
-            products(asked, tile, s), absorbed, slot_bias_ptr, row, head, i[:, None], u[None, :],
-            start, tokens, versions, scale, s,
+            products(asked, tile, queries, latents, s.e, s.block_e, s), absorbed, slot_bias_ptr,
+            row, head, i[:, None], u[None, :], start, tokens, versions, scale, s,
         )  # fmt: skip
         mix = product(weigh(scores, lse[:, None]), tile, mix, s)
-    weighed = mix * share[:, None]
-    store_rows(at(latent, row, head), latent[3], i, there, weighed, s.e, s.block_e)
-    back = load_rows(at(dlatent, row, head), dlatent[3], i, there, s.e, s.block_e, s)
+    store(tokens_of(latent, row, head, i, there), mix * share[:, None], s.e, s.block_e)
+    back = load(tokens_of(dlatent, row, head, i, there), s.e, s.block_e, s)
     return tl.sum(mix * back.to(tl.float32), 1)
 
 
@@ -73,29 +75,30 @@ def by_absorbed(
 ):  # fmt: skip
     """Store the gradient of absorbed queries: of width E, and one for each slot."""
     there = i < tokens
-    asked = load_rows(at(absorbed, row, head), absorbed[3], i, there, s.e, s.block_e, s)
-    back = load_rows(at(dlatent, row, head), dlatent[3], i, there, s.e, s.block_e, s)
+    queries = tokens_of(absorbed, row, head, i, there)
+    given = tokens_of(dlatent, row, head, i, there)
+    asked, back = load(queries, s.e, s.block_e, s), load(given, s.e, s.block_e, s)
     count = tl.minimum(s.block_b, tokens - first)
     begin, end = virtual_seen(first, count, start, versions, s)
     found = tl.full([s.block_b, s.block_e], 0.0, tl.float32)
-    target = at(dabsorbed, row, head)
-    by_slot = target + i.to(tl.int64)[:, None] * dabsorbed[3] + s.lead
+    target = tokens_of(dabsorbed, row, head, i, there)
+    by_slot = target[0] + i.to(tl.int64)[:, None] * target[1] + s.lead
     for place in range(begin, end, s.block_u):
         u = place + tl.arange(0, s.block_u)
-        tile = load_rows(at(readouts, row, 0), readouts[3], u, u < end, s.e, s.block_e, s)
+        latents = tokens_of(readouts, row, 0, u, u < end)
+        tile = load(latents, s.e, s.block_e, s)
         scores, slot, read = virtual_scores(
-            products(asked, tile, s), absorbed, slot_bias_ptr, row, head, i[:, None], u[None, :],
-            start, tokens, versions, scale, s,
+            products(asked, tile, queries, latents, s.e, s.block_e, s), absorbed, slot_bias_ptr,
+            row, head, i[:, None], u[None, :], start, tokens, versions, scale, s,
         )  # fmt: skip
         by_score = weigh(scores, lse[:, None]) * scale
-        by_score *= share[:, None] * products(back, tile, s) - x[:, None]
+        by_value = products(back, tile, given, latents, s.e, s.block_e, s)
+        by_score *= share[:, None] * by_value - x[:, None]
         # A query reads each slot once, and no other query reads it for that query.
         tl.store(by_slot + slot, by_score, mask=read)
         found = product(by_score, tile, found, s)
-    e, m = tl.arange(0, s.block_e)[None, :], tl.arange(0, s.block_m)[None, :]
-    rows = target + i.to(tl.int64)[:, None] * dabsorbed[3]
-    tl.store(rows + e, found, mask=there[:, None] & (e < s.lead))
+    store(target, found, s.lead, s.block_e)
     # Where nothing was read, and behind the slots, there is no gradient.
-    written = version(start + i + 1, s)[:, None] > 0
-    unread = there[:, None] & ((m >= s.slots) | ~written)
-    tl.store(by_slot + m, 0.0, mask=unread & (m < s.width - s.lead))
+    m = tl.arange(0, s.block_m)[None, :]
+    unread = (m >= s.slots) | (version(start + i + 1, s)[:, None] == 0)
+    tl.store(by_slot + m, 0.0, mask=unread & there[:, None] & (m < s.width - s.lead))

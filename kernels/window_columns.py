@@ -11,7 +11,7 @@ import triton.language as tl
 from .constant import constexpr
 from .window_places import columns_seen, queries_reading, queries_seeing
 from .window_scores import exact_scores, virtual_scores, weigh
-from .window_tiles import at, load_rows, product, products, store_rows
+from .window_tiles import load, product, products, store, tokens_of
 
 
 @triton.jit
@@ -40,8 +40,8 @@ def window_columns(
     # What no query sees may hold anything.
     seen_from, seen_to = columns_seen(0, tokens, start, history, sinks, s)
     there = (j >= seen_from) & (j < seen_to)
-    k = load_rows(at(keys, row, kv_head), keys[3], j, there, s.d, s.block_d, s)
-    v = load_rows(at(values, row, kv_head), values[3], j, there, s.d, s.block_d, s)
+    key, value = tokens_of(keys, row, kv_head, j, there), tokens_of(values, row, kv_head, j, there)
+    k, v = load(key, s.d, s.block_d, s), load(value, s.d, s.block_d, s)
     dk = tl.full([block, s.block_d], 0.0, tl.float32)
     dv = tl.full([block, s.block_d], 0.0, tl.float32)
     for head in range(kv_head * s.repeat, kv_head * s.repeat + s.repeat):
@@ -49,23 +49,25 @@ def window_columns(
         branch = tl.num_programs(2).to(tl.int64) * s.heads * tokens
         for place in range(begin, end, s.block_q):
             i = place + tl.arange(0, s.block_q)
-            asked = load_rows(at(q, row, head), q[3], i, i < end, s.d, s.block_d, s)
-            back = load_rows(at(dy, row, head), dy[3], i, i < end, s.d, s.block_d, s)
+            queries = tokens_of(q, row, head, i, i < end)
+            given = tokens_of(dy, row, head, i, i < end)
+            asked, back = load(queries, s.d, s.block_d, s), load(given, s.d, s.block_d, s)
             lse = tl.load(lse_ptr + of_head + i, mask=i < end, other=0)[None, :]
             share = tl.load(kept_ptr + of_head + i, mask=i < end, other=0)[None, :]
             x = tl.load(kept_ptr + branch + of_head + i, mask=i < end, other=0)[None, :]
+            scores = products(k, asked, key, queries, s.d, s.block_d, s)
             scores = exact_scores(
-                products(k, asked, s), i[None, :], j[:, None], start, history, scale, sinks, s
+                scores, i[None, :], j[:, None], start, history, scale, sinks, s
             )
             weights = weigh(scores, lse)
             dv = product(weights * share, back, dv, s)
-            by_score = weights * (share * products(v, back, s) - x)
+            by_value = products(v, back, value, given, s.d, s.block_d, s)
+            by_score = weights * (share * by_value - x)
             dk = product(by_score, asked, dk, s)
-    there = j < columns
-    place = at(dkeys, row, kv_head) + part * dkeys_part
-    store_rows(place, dkeys[3], j, there, dk * scale, s.d, s.block_d)
-    place = at(dvalues, row, kv_head) + part * dvalues_part
-    store_rows(place, dvalues[3], j, there, dv, s.d, s.block_d)
+    first_key, stride, _, _ = tokens_of(dkeys, row, kv_head, j, there)
+    store((first_key + part * dkeys_part, stride, j, j < columns), dk * scale, s.d, s.block_d)
+    first_value, stride, _, _ = tokens_of(dvalues, row, kv_head, j, there)
+    store((first_value + part * dvalues_part, stride, j, j < columns), dv, s.d, s.block_d)
 
 
 @triton.jit
@@ -86,25 +88,28 @@ def window_latents(
     u = first + tl.arange(0, s.block_u)
     count = tl.minimum(s.block_u, columns - first)
     begin, end = queries_reading(first, count, start, versions, tokens, s)
-    latents = load_rows(at(readouts, row, 0), readouts[3], u, u < columns, s.e, s.block_e, s)
+    latents = tokens_of(readouts, row, 0, u, u < columns)
+    tile = load(latents, s.e, s.block_e, s)
     found = tl.full([s.block_u, s.block_e], 0.0, tl.float32)
     branch = tl.num_programs(2).to(tl.int64) * s.heads * tokens
     for head in range(part * span, tl.minimum(part * span + span, s.heads)):
         of_head = (row * s.heads + head) * tokens
         for place in range(begin, end, s.block_r):
             i = place + tl.arange(0, s.block_r)
-            asked = load_rows(at(absorbed, row, head), absorbed[3], i, i < end, s.e, s.block_e, s)
-            back = load_rows(at(dlatent, row, head), dlatent[3], i, i < end, s.e, s.block_e, s)
+            queries = tokens_of(absorbed, row, head, i, i < end)
+            given = tokens_of(dlatent, row, head, i, i < end)
+            asked, back = load(queries, s.e, s.block_e, s), load(given, s.e, s.block_e, s)
             lse = tl.load(lse_ptr + branch + of_head + i, mask=i < end, other=0)[None, :]
             share = tl.load(kept_ptr + 2 * branch + of_head + i, mask=i < end, other=0)[None, :]
             x = tl.load(kept_ptr + 3 * branch + of_head + i, mask=i < end, other=0)[None, :]
             scores, _, _ = virtual_scores(
-                products(latents, asked, s), absorbed, slot_bias_ptr, row, head, i[None, :],
-                u[:, None], start, end, versions, scale, s,
+                products(tile, asked, latents, queries, s.e, s.block_e, s), absorbed,
+                slot_bias_ptr, row, head, i[None, :], u[:, None], start, end, versions, scale, s,
             )  # fmt: skip
             weights = weigh(scores, lse)
             found = product(weights * share, back, found, s)
-            by_score = weights * (share * products(latents, back, s) - x) * scale
+            by_value = products(tile, back, latents, given, s.e, s.block_e, s)
+            by_score = weights * (share * by_value - x) * scale
             found = product(by_score, asked, found, s)
-    place = at(dreadouts, row, 0) + part * dreadouts_part
-    store_rows(place, dreadouts[3], u, u < columns, found, s.e, s.block_e)
+    begin, stride, _, _ = tokens_of(dreadouts, row, 0, u, u < columns)
+    store((begin + part * dreadouts_part, stride, u, u < columns), found, s.e, s.block_e)

@@ -8,7 +8,7 @@ from .gates import shares
 from .window_places import columns_seen, version, virtual_seen
 from .window_scores import exact_scores, virtual_scores
 from .window_tiles import (
-    at, close, gate_logits, load_rows, no_softmax, products, store_rows, take_in,
+    close, gate_logits, load, no_softmax, products, store, take_in, tokens_of,
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def window_forward(
             absorbed, readouts, slot_bias_ptr, i, first, row, head, start, tokens, versions, scale,
             s,
         )  # fmt: skip
-        asked = load_rows(at(q, row, head), q[3], i, there, s.d, s.block_d, s)
+        asked = load(tokens_of(q, row, head, i, there), s.d, s.block_d, s)
         logits = gate_logits(asked, bias_ptr, weight_ptr, head, s)
         written = version(start + i + 1, s) > 0
         of_window, of_memory = shares(
@@ -53,8 +53,8 @@ def window_forward(
         mean *= of_window[:, None]
         mix *= of_memory[:, None]
         tl.store(lse_ptr + tl.num_programs(2).to(tl.int64) * s.heads * tokens, virtual_lse, mask=there)
-        store_rows(at(latent, row, head), latent[3], i, there, mix, s.e, s.block_e)
-    store_rows(at(recent, row, head), recent[3], i, there, mean, s.d, s.block_d)
+        store(tokens_of(latent, row, head, i, there), mix, s.e, s.block_e)
+    store(tokens_of(recent, row, head, i, there), mean, s.d, s.block_d)
 
 
 @triton.jit
@@ -63,19 +63,22 @@ def over_columns(
     sinks: constexpr, s: constexpr,
 ):  # fmt: skip
     """The softmax `seen` after the columns of the window, or the sinks, with their values."""
-    asked = load_rows(at(q, row, head), q[3], i, i < tokens, s.d, s.block_d, s)
+    queries = tokens_of(q, row, head, i, i < tokens)
+    asked = load(queries, s.d, s.block_d, s)
     count = tl.minimum(s.block_q, tokens - first)
     begin, end = columns_seen(first, count, start, history, sinks, s)
     block: constexpr = s.block_s if sinks else s.block_k
-    first_key, first_value = at(keys, row, head // s.repeat), at(values, row, head // s.repeat)
     top, mass, total = seen
     for place in range(begin, end, block):
         j = place + tl.arange(0, block)
-        tile = load_rows(first_key, keys[3], j, j < end, s.d, s.block_d, s)
+        columns = tokens_of(keys, row, head // s.repeat, j, j < end)
+        tile = load(columns, s.d, s.block_d, s)
+        scores = products(asked, tile, queries, columns, s.d, s.block_d, s)
         scores = exact_scores(
-            products(asked, tile, s), i[:, None], j[None, :], start, history, scale, sinks, s
+            scores, i[:, None], j[None, :], start, history, scale, sinks, s
         )
-        tile = load_rows(first_value, values[3], j, j < end, s.d, s.block_d, s)
+        columns = tokens_of(values, row, head // s.repeat, j, j < end)
+        tile = load(columns, s.d, s.block_d, s)
         top, mass, total = take_in(top, mass, total, scores, tile, s)
     return top, mass, total
 
@@ -86,16 +89,18 @@ def over_virtual(
     s: constexpr,
 ):  # fmt: skip
     """The log of the mass of a query's virtual tokens, and the mean of their latents."""
-    asked = load_rows(at(absorbed, row, head), absorbed[3], i, i < tokens, s.e, s.block_e, s)
+    queries = tokens_of(absorbed, row, head, i, i < tokens)
+    asked = load(queries, s.e, s.block_e, s)
     top, mass, total = no_softmax(s.block_q, s.block_e)
     count = tl.minimum(s.block_q, tokens - first)
     begin, end = virtual_seen(first, count, start, versions, s)
     for place in range(begin, end, s.block_u):
         u = place + tl.arange(0, s.block_u)
-        tile = load_rows(at(readouts, row, 0), readouts[3], u, u < end, s.e, s.block_e, s)
+        latents = tokens_of(readouts, row, 0, u, u < end)
+        tile = load(latents, s.e, s.block_e, s)
         scores, _, _ = virtual_scores(
-            products(asked, tile, s), absorbed, slot_bias_ptr, row, head, i[:, None], u[None, :],
-            start, tokens, versions, scale, s,
+            products(asked, tile, queries, latents, s.e, s.block_e, s), absorbed, slot_bias_ptr,
+            row, head, i[:, None], u[None, :], start, tokens, versions, scale, s,
         )  # fmt: skip
         top, mass, total = take_in(top, mass, total, scores, tile, s)
     return close(top, mass, total)

@@ -8,7 +8,7 @@ from .gates import shares
 from .tile import load_vector
 from .window_branches import answer_again, by_absorbed, by_query
 from .window_places import version
-from .window_tiles import at, gate_logits, load_rows, store_rows
+from .window_tiles import gate_logits, load, store, tokens_of
 
 
 @triton.jit
@@ -32,14 +32,14 @@ def window_queries(
     per_query = (row * s.heads + head) * tokens + i
     branch = tl.num_programs(2).to(tl.int64) * s.heads * tokens
 
-    back = load_rows(at(dy, row, head), dy[3], i, there, s.d, s.block_d, s)
-    given = load_rows(at(recent, row, head), recent[3], i, there, s.d, s.block_d, s)
+    back = load(tokens_of(dy, row, head, i, there), s.d, s.block_d, s)
+    given = load(tokens_of(recent, row, head, i, there), s.d, s.block_d, s)
     x = tl.sum(back.to(tl.float32) * given.to(tl.float32), 1)
     lse = tl.load(lse_ptr + per_query, mask=there, other=0)
     share = tl.full([s.block_b], 1.0, tl.float32)
     if s.slots > 0:
         virtual_lse = tl.load(lse_ptr + branch + per_query, mask=there, other=0)
-        asked = load_rows(at(q, row, head), q[3], i, there, s.d, s.block_d, s)
+        asked = load(tokens_of(q, row, head, i, there), s.d, s.block_d, s)
         logits = gate_logits(asked, bias_ptr, weight_ptr, head, s)
         written = version(start + i + 1, s) > 0
         share, of_memory = shares((lse, 1.0), (virtual_lse, 1.0), logits, alpha, written, s)
@@ -59,21 +59,21 @@ def window_queries(
     tl.store(kept_ptr + per_query, share, mask=there)
     tl.store(kept_ptr + branch + per_query, x, mask=there)
     found = by_query(
-        turned_q, keys, values, back, lse, share, x, i, first, row, head, start, tokens, history,
+        turned_q, keys, values, dy, lse, share, x, i, first, row, head, start, tokens, history,
         scale, False, s,
     )  # fmt: skip
-    store_rows(at(dturned, row, head), dturned[3], i, there, found, s.d, s.block_d)
+    store(tokens_of(dturned, row, head, i, there), found, s.d, s.block_d)
     if (s.sinks > 0) | (s.gate == "query"):
         found = tl.full([s.block_b, s.block_d], 0.0, tl.float32)
         if s.sinks > 0:
             found = by_query(
-                q, sink_keys, sink_values, back, lse, share, x, i, first, row, head, start, tokens,
+                q, sink_keys, sink_values, dy, lse, share, x, i, first, row, head, start, tokens,
                 history, scale, True, s,
             )  # fmt: skip
         if s.gate == "query":
             weight = load_vector(weight_ptr + head * s.d, s.d, s.block_d)
             found += dlogit[:, None] * weight[None, :]
-        store_rows(at(dq, row, head), dq[3], i, there, found, s.d, s.block_d)
+        store(tokens_of(dq, row, head, i, there), found, s.d, s.block_d)
 
 
 @triton.jit

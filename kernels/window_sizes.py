@@ -15,6 +15,8 @@ from .window_inputs import Latents, Seen
 
 OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 SUMS = 16384  # float32 sums of a tile of queries: 64 registers in each of 256 threads
+# Of a factor: in 32 bits tensor cores take each number in two registers.
+PART = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 32}
 QUERIES, COLUMNS = 64, 64  # the most in a tile: the window is not much wider than that
 LEAST = 16  # tensor cores take no less
 
@@ -37,6 +39,7 @@ class Sizes:
         operand: what tensor cores multiply; float32 in the interpreter, whose bfloat16 is wrong.
         block_q, block_k, block_s, block_u: queries, columns, sinks, virtual tokens of a tile.
         block_b, block_r: queries of a tile where gradients are made by queries, and by latents.
+        part: how much of a factor's width is held at a time; of more, one part after the other.
         block_m, block_d, block_e: the powers of two that hold M's part of an absorbed query, D, E.
     """
 
@@ -60,6 +63,7 @@ class Sizes:
     block_u: int
     block_b: int
     block_r: int
+    part: int
     block_m: int
     block_d: int
     block_e: int
@@ -96,6 +100,7 @@ class Sizes:
             block_s=min(COLUMNS // 2, block(sinks)),
             block_u=min(COLUMNS, max(sums // 2 // block_e, LEAST)),
             block_r=min(COLUMNS // 2, max(sums // 2 // block_e, LEAST)),
+            part=PART[dtype],
             block_m=block(behind),
             block_d=block_d,
             block_e=block_e,

@@ -15,25 +15,31 @@ from .window_scores import LOG2E
 
 
 @triton.jit
-def at(view, row, head):
-    """Where the tokens of one head of one row begin."""
-    return view[0] + row * view[1] + head * view[2]
+def tokens_of(view, row, head, index, there):
+    """Some tokens of one head of one row, of which those that are not `there` count as zeros."""
+    return view[0] + row * view[1] + head * view[2], view[3], index, there
 
 
 @triton.jit
-def load_rows(first, stride, index, there, size: constexpr, block: constexpr, s: constexpr):
-    """Tokens of one head, `[tokens, block]`, zeros where not `there`, as tensor cores take them."""
-    d = tl.arange(0, block)[None, :]
-    place = first + index.to(tl.int64)[:, None] * stride + d
-    return tl.load(place, mask=there[:, None] & (d < size), other=0).to(s.operand)
+def places(rows, begin, size: constexpr, block: constexpr):
+    """Where their elements from `begin` on are, `[tokens, block]`, and which of them there are."""
+    d = begin + tl.arange(0, block)[None, :]
+    place = rows[0] + rows[2].to(tl.int64)[:, None] * rows[1] + d
+    return place, rows[3][:, None] & (d < size)
 
 
 @triton.jit
-def store_rows(first, stride, index, there, x, size: constexpr, block: constexpr):
-    """Put such tokens back."""
-    d = tl.arange(0, block)[None, :]
-    place = first + index.to(tl.int64)[:, None] * stride + d
-    tl.store(place, x, mask=there[:, None] & (d < size))
+def load(rows, size: constexpr, block: constexpr, s: constexpr):
+    """Tokens as tensor cores take them, `[tokens, block]`."""
+    place, there = places(rows, 0, size, block)
+    return tl.load(place, mask=there, other=0).to(s.operand)
+
+
+@triton.jit
+def store(rows, x, size: constexpr, block: constexpr):
+    """Put tokens back."""
+    place, there = places(rows, 0, size, block)
+    tl.store(place, x, mask=there)
 
 
 @triton.jit
@@ -43,9 +49,21 @@ def product(a, b, total, s: constexpr):
 
 
 @triton.jit
-def products(a, b, s: constexpr):
-    """`a b^T` for tiles of tokens."""
-    return product(a, tl.trans(b), tl.zeros([a.shape[0], b.shape[0]], tl.float32), s)
+def products(a, b, rows_a, rows_b, size: constexpr, block: constexpr, s: constexpr):
+    """`a b^T` of tokens that are loaded, and are at hand to be loaded again.
+
+    A factor whose whole width would take too many registers is loaded again part by part; then the
+    compiler drops the loads of `a` and `b` that nothing else needs.
+    """
+    total = tl.full([a.shape[0], b.shape[0]], 0.0, tl.float32)
+    if block <= s.part:
+        return product(a, tl.trans(b), total, s)
+    for begin in range(0, size, s.part):
+        place, there = places(rows_a, begin, size, s.part)
+        some = tl.load(place, mask=there, other=0)
+        place, there = places(rows_b, begin, size, s.part)
+        total = product(some, tl.trans(tl.load(place, mask=there, other=0)), total, s)
+    return total
 
 
 @triton.jit
