@@ -21,10 +21,10 @@ def by_query(
     """
     queries, given = tokens_of(q, row, head, i, i < tokens), tokens_of(dy, row, head, i, i < tokens)
     asked, back = load(queries, s.d, s.block_d, s), load(given, s.d, s.block_d, s)
-    count = tl.minimum(s.block_b, tokens - first)
+    count = tl.minimum(s.block_q, tokens - first)
     begin, end = columns_seen(first, count, start, history, sinks, s)
     block: constexpr = s.block_s if sinks else s.block_k
-    found = tl.full([s.block_b, s.block_d], 0.0, tl.float32)
+    found = tl.full([s.block_q, s.block_d], 0.0, tl.float32)
     for place in range(begin, end, block):
         j = place + tl.arange(0, block)
         columns = tokens_of(keys, row, head // s.repeat, j, j < end)
@@ -51,9 +51,9 @@ def answer_again(
     there = i < tokens
     queries = tokens_of(absorbed, row, head, i, there)
     asked = load(queries, s.e, s.block_e, s)
-    count = tl.minimum(s.block_b, tokens - first)
+    count = tl.minimum(s.block_q, tokens - first)
     begin, end = virtual_seen(first, count, start, versions, s)
-    mix = tl.full([s.block_b, s.block_e], 0.0, tl.float32)
+    mix = tl.full([s.block_q, s.block_e], 0.0, tl.float32)
     for place in range(begin, end, s.block_u):
         u = place + tl.arange(0, s.block_u)
         latents = tokens_of(readouts, row, 0, u, u < end)
@@ -78,9 +78,9 @@ def by_absorbed(
     queries = tokens_of(absorbed, row, head, i, there)
     given = tokens_of(dlatent, row, head, i, there)
     asked, back = load(queries, s.e, s.block_e, s), load(given, s.e, s.block_e, s)
-    count = tl.minimum(s.block_b, tokens - first)
+    count = tl.minimum(s.block_q, tokens - first)
     begin, end = virtual_seen(first, count, start, versions, s)
-    found = tl.full([s.block_b, s.block_e], 0.0, tl.float32)
+    found = tl.full([s.block_q, s.block_e], 0.0, tl.float32)
     target = tokens_of(dabsorbed, row, head, i, there)
     by_slot = target[0] + i.to(tl.int64)[:, None] * target[1] + s.lead
     for place in range(begin, end, s.block_u):

@@ -27,7 +27,7 @@ def window_columns(
     Args:
         span: queries that a part goes through; of the window's there is but one part.
     """
-    block: constexpr = s.block_s if sinks else s.block_k
+    block: constexpr = s.block_s if sinks else s.block_c
     blocks = tl.cdiv(columns, block)
     part, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * block
     kv_head, row = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -94,8 +94,8 @@ def window_latents(
     branch = tl.num_programs(2).to(tl.int64) * s.heads * tokens
     for head in range(part * span, tl.minimum(part * span + span, s.heads)):
         of_head = (row * s.heads + head) * tokens
-        for place in range(begin, end, s.block_r):
-            i = place + tl.arange(0, s.block_r)
+        for place in range(begin, end, s.block_q):
+            i = place + tl.arange(0, s.block_q)
             queries = tokens_of(absorbed, row, head, i, i < end)
             given = tokens_of(dlatent, row, head, i, i < end)
             asked, back = load(queries, s.e, s.block_e, s), load(given, s.e, s.block_e, s)

@@ -70,10 +70,10 @@ class Call(NamedTuple):
         gate = Gate("none") if self.latents is None else self.latents.gate
         return {"bias_ptr": gate.bias, "weight_ptr": gate.weight, "alpha": float(gate.alpha)}
 
-    def by_queries(self, block: int) -> tuple[int, int, int]:
-        """A program for each tile of so many queries of each head."""
+    def by_queries(self) -> tuple[int, int, int]:
+        """A program for each tile of queries of each head."""
         batch, heads, tokens, _ = self.seen.q.shape
-        return pieces(tokens, block), heads, batch
+        return pieces(tokens, self.sizes.block_q), heads, batch
 
 
 class Back(NamedTuple):
@@ -109,7 +109,7 @@ def forward_launch(call: Call, recent: Tensor, latent: Tensor | None) -> Launch:
         "recent": view(recent),
         "latent": view(latent),
     }
-    return Launch(window_forward, call.by_queries(call.sizes.block_q), arguments, OPTIONS)
+    return Launch(window_forward, call.by_queries(), arguments, OPTIONS)
 
 
 def queries_launch(
@@ -135,7 +135,7 @@ def queries_launch(
         "latent": view(latent),
         "dlogit_ptr": dlogit,
     }
-    return Launch(window_queries, call.by_queries(call.sizes.block_b), arguments, OPTIONS)
+    return Launch(window_queries, call.by_queries(), arguments, OPTIONS)
 
 
 def columns_launch(call: Call, back: Back, dkeys: Tensor, dvalues: Tensor, sinks: bool) -> Launch:
@@ -157,7 +157,7 @@ def columns_launch(call: Call, back: Back, dkeys: Tensor, dvalues: Tensor, sinks
         "span": SPAN,
         "sinks": sinks,
     }
-    blocks = pieces(columns, sizes.block_s if sinks else sizes.block_k)
+    blocks = pieces(columns, sizes.block_s if sinks else sizes.block_c)
     return Launch(window_columns, (blocks * parts, kv_heads, batch), arguments, OPTIONS)
 
 

@@ -24,10 +24,10 @@ def window_queries(
     dq, dturned, dabsorbed, latent, dlogit_ptr, kept_ptr,
     tokens, history, versions, alpha, scale, s: constexpr,
 ):  # fmt: skip
-    first, head = tl.program_id(0) * s.block_b, tl.program_id(1).to(tl.int64)
+    first, head = tl.program_id(0) * s.block_q, tl.program_id(1).to(tl.int64)
     row = tl.program_id(2).to(tl.int64)
     start = tl.load(start_ptr + row).to(tl.int32)
-    i = first + tl.arange(0, s.block_b)
+    i = first + tl.arange(0, s.block_q)
     there = i < tokens
     per_query = (row * s.heads + head) * tokens + i
     branch = tl.num_programs(2).to(tl.int64) * s.heads * tokens
@@ -36,7 +36,7 @@ def window_queries(
     given = load(tokens_of(recent, row, head, i, there), s.d, s.block_d, s)
     x = tl.sum(back.to(tl.float32) * given.to(tl.float32), 1)
     lse = tl.load(lse_ptr + per_query, mask=there, other=0)
-    share = tl.full([s.block_b], 1.0, tl.float32)
+    share = tl.full([s.block_q], 1.0, tl.float32)
     if s.slots > 0:
         virtual_lse = tl.load(lse_ptr + branch + per_query, mask=there, other=0)
         asked = load(tokens_of(q, row, head, i, there), s.d, s.block_d, s)
@@ -64,7 +64,7 @@ def window_queries(
     )  # fmt: skip
     store(tokens_of(dturned, row, head, i, there), found, s.d, s.block_d)
     if (s.sinks > 0) | (s.gate == "query"):
-        found = tl.full([s.block_b, s.block_d], 0.0, tl.float32)
+        found = tl.full([s.block_q, s.block_d], 0.0, tl.float32)
         if s.sinks > 0:
             found = by_query(
                 q, sink_keys, sink_values, dy, lse, share, x, i, first, row, head, start, tokens,

@@ -14,10 +14,10 @@ from .sizes import power_of_2
 from .window_inputs import Latents, Seen
 
 OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-SUMS = 16384  # float32 sums of a tile of queries: 64 registers in each of 256 threads
+TILE = 16384  # bytes of a tile of keys, of values, of latents, or of what is multiplied with them
 # Of a factor: in 32 bits tensor cores take each number in two registers.
 PART = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 32}
-QUERIES, COLUMNS = 64, 64  # the most in a tile: the window is not much wider than that
+MOST = 64  # tokens of a tile: a window is not much wider
 LEAST = 16  # tensor cores take no less
 
 
@@ -38,7 +38,7 @@ class Sizes:
         gate: its kind.
         operand: what tensor cores multiply; float32 in the interpreter, whose bfloat16 is wrong.
         block_q, block_k, block_s, block_u: queries, columns, sinks, virtual tokens of a tile.
-        block_b, block_r: queries of a tile where gradients are made by queries, and by latents.
+        block_c: columns of a tile of which gradients are made.
         part: how much of a factor's width is held at a time; of more, one part after the other.
         block_m, block_d, block_e: the powers of two that hold M's part of an absorbed query, D, E.
     """
@@ -61,8 +61,7 @@ class Sizes:
     block_k: int
     block_s: int
     block_u: int
-    block_b: int
-    block_r: int
+    block_c: int
     part: int
     block_m: int
     block_d: int
@@ -76,9 +75,7 @@ class Sizes:
         slots, e = (0, 0) if latents is None else latents.readouts.shape[2:]
         block_d, block_e = block(d), block(e)
         lead, behind = aligned(e), aligned(slots)
-        narrow = 4 // dtype.itemsize  # how many numbers stand in 32 bits
-        sums = SUMS * narrow // 2
-        queries = min(QUERIES, max(sums // max(block_d, block_e), LEAST))
+        tile, most = TILE // dtype.itemsize, MOST
         return cls(
             heads=heads,
             repeat=heads // seen.keys.shape[1],
@@ -94,12 +91,11 @@ class Sizes:
             chunk=layer.chunk,
             gate="none" if latents is None else latents.gate.kind,
             operand=tl.float32 if knobs.runtime.interpret else OPERANDS[dtype],
-            block_q=queries,
-            block_b=max(queries // 2, LEAST),
-            block_k=min(COLUMNS, sums // 2 // block_d),
-            block_s=min(COLUMNS // 2, block(sinks)),
-            block_u=min(COLUMNS, max(sums // 2 // block_e, LEAST)),
-            block_r=min(COLUMNS // 2, max(sums // 2 // block_e, LEAST)),
+            block_q=min(most, max(tile // max(block_d, block_e), LEAST)),
+            block_k=min(most, tile // block_d),
+            block_c=max(min(most, tile // block_d) // 2, LEAST),
+            block_s=min(most // 2, block(sinks)),
+            block_u=min(most // 2, max(tile // block_e, LEAST)),
             part=PART[dtype],
             block_m=block(behind),
             block_d=block_d,
