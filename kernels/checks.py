@@ -77,10 +77,11 @@ def _check_virtual(virtual: Virtual, q: Tensor) -> None:
     slots, latent = virtual.readout.shape[-2:]
     expect("readout", virtual.readout, (batch, slots, latent), torch.float32)
     expect("absorbed", virtual.absorbed, (batch, heads, latent + slots), q.dtype, packed=1)
-    _check_gate(virtual.gate, q)
+    check_gate(virtual.gate, q)
 
 
-def _check_gate(gate: Gate, q: Tensor) -> None:
+def check_gate(gate: Gate, q: Tensor) -> None:
+    """Raise `ValueError` unless a gate has the tensors that its kind has; `q` is `[B, H, D]`."""
     _, heads, width = q.shape
     if gate.kind not in GATES:
         raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate.kind!r}")
