@@ -1,0 +1,105 @@
+"""The way back through a scan: one program for each network, chunk before chunk.
+
+Only what the recurrence of the gradients by W1 and F needs is here; what it needs of the chunks
+themselves is made before (`memory_scan_again.py`), what only tokens need of it after
+(`memory_scan_tokens.py`). A pass ends where the next one needs a sum over all hidden units.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .constant import constexpr
+from .memory_scan_again import CAPPED, ERRORS, PHI, SHRINK, SOLVE
+from .memory_scan_tiles import by_pair, by_token, by_width, lower, product
+from .memory_scan_unclose import uncap, ungather, unstep
+from .memory_scan_unlearn import pull, unfeature, ungradient, unpredict
+from .memory_tiles import store_tile
+
+
+@triton.jit
+def memory_scan_back_kernel(
+    k,  # [K, N, L, d]
+    eta,  # [K, N, L]
+    first,  # [N, d, n]
+    last,  # [N, n, d]
+    total,  # [N, d, n]
+    closes,  # [K, N]
+    firsts,  # [K, N, d, n]
+    lasts,  # [K, N, n, d]
+    units,  # [K, N, 8, L, n]
+    pairs,  # [K, N, 3, L, L]
+    columns,  # [K, N, 3, n]
+    numbers,  # [K, N, 6]
+    errors,  # [K, N, L, d]
+    alongs,  # [K, N, L]
+    by_firsts,  # [K, N, d, n]
+    by_lasts,  # [K, N, n, d]
+    by_end_first,  # [N, d, n]
+    by_end_last,  # [N, n, d]
+    by_end_total,  # [N, d, n]
+    by_first,  # [N, d, n]
+    by_last,  # [N, n, d]
+    by_totals,  # [K, N, d, n]
+    by_v,  # [K, N, L, d]
+    pulled_to,  # [K, N, L, d]
+    chunks,
+    s: constexpr,
+):
+    net, nets = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    token, width = tl.arange(0, s.block_l), tl.arange(0, s.block_d)
+    size, part, triangle = s.n * s.d, s.tokens * s.n, s.tokens * s.tokens
+    here = net * size
+    u, q = by_first + here, by_last + here
+    for back in range(chunks):
+        i = chunks - 1 - back
+        at = i * nets + net
+        to, rows = at * size, at * s.tokens * s.d
+        w = tl.where(i == 0, first + here, firsts + to - nets * size)
+        f = tl.where(i == 0, last + here, lasts + to - nets * size)
+        keys, number, pair = k + rows, numbers + at * 6, pairs + at * 3 * triangle
+        parts = units + at * part if s.linear else units + at * 8 * part
+        phi = keys if s.linear else parts + PHI * part
+        error, rates = by_width(errors + rows, s), by_token(eta + at * s.tokens, s)
+        rated = error * rates[:, None]
+
+        q_from = tl.where(back == 0, by_end_last + here, q)
+        dot = uncap(phi, rated, f, q_from, by_lasts + to, q, s)
+        if not s.linear:
+            u_from = tl.where(back == 0, by_end_first + here, u)
+            column = columns + at * 3 * s.n
+            moved = unstep(
+                keys, parts, w, total + here, u_from, by_firsts + to, u, column, number, i == 0, s
+            )
+        tl.debug_barrier()
+        shrink, capped = tl.load(number + SHRINK), tl.load(number + CAPPED) * dot
+        pulled = pull(phi, rated, f, q, shrink, capped, parts, s)
+        store_tile(pulled_to + rows, pulled, token, width, s.tokens, s.d)
+        by_error = pulled * rates[:, None]
+        if not s.linear:
+            ends, begun = tl.load(closes + at), total + here
+            aside, turned = ungather(
+                keys, parts, u, begun, by_end_total + here, by_totals + to,
+                number, moved, ends, i == 0, s,
+            )  # fmt: skip
+            tl.debug_barrier()
+            by_error, mixed = ungradient(parts, f, by_error, aside, s)
+            mixed = lower(mixed, s) * rates[None, :]
+            by_error -= product(mixed + tl.trans(mixed), error)
+        else:
+            aside = rates
+            tl.debug_barrier()
+        by_residual = product(tl.trans(by_pair(pair + SOLVE * triangle, s)), by_error)
+        store_tile(by_v + rows, by_residual, token, width, s.tokens, s.d)
+        mixed = lower(product(by_residual, tl.trans(error)), s) * rates[None, :]
+        mixed += tl.trans(mixed)
+        coupling = tl.trans(by_pair(pair + ERRORS * triangle, s) * rates[None, :])
+        alongs_at = alongs + at * s.tokens
+        across = unpredict(
+            phi, parts, f, q, by_residual, error, mixed, coupling, alongs_at, aside, s
+        )
+        tl.debug_barrier()
+        if not s.linear:
+            unfeature(keys, parts, u, turned, across, s)
+            tl.debug_barrier()
