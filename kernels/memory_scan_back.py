@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from .constant import constexpr
-from .memory_scan_again import CAPPED, ERRORS, PHI, SHRINK, SOLVE
-from .memory_scan_tiles import by_pair, by_token, by_width, lower, product
-from .memory_scan_unclose import uncap, ungather, unstep
-from .memory_scan_unlearn import pull, unfeature, ungradient, unpredict
+from .memory_scan_again import BY_DELTA, CAPPED, ERRORS, PHI, SHRINK, SOLVE
+from .memory_scan_tiles import by_pair, by_token, by_width, lower, overlaps, product, zero_vector
+from .memory_scan_unclose import shorten, uncap, ungather, unstep
+from .memory_scan_unlearn import pull, unalign, unfeature, ungradient, unlearn, unpredict
 from .memory_tiles import store_tile
 
 
@@ -61,45 +61,54 @@ def memory_scan_back_kernel(
         keys, number, pair = k + rows, numbers + at * 6, pairs + at * 3 * triangle
         parts = units + at * part if s.linear else units + at * 8 * part
         phi = keys if s.linear else parts + PHI * part
-        error, rates = by_width(errors + rows, s), by_token(eta + at * s.tokens, s)
-        rated = error * rates[:, None]
+        error, rates, by_residual = errors + rows, eta + at * s.tokens, by_v + rows
 
         q_from = tl.where(back == 0, by_end_last + here, q)
-        dot = uncap(phi, rated, f, q_from, by_lasts + to, q, s)
+        dot = uncap(phi, error, rates, f, q_from, by_lasts + to, q, s)
         if not s.linear:
             u_from = tl.where(back == 0, by_end_first + here, u)
-            column = columns + at * 3 * s.n
-            moved = unstep(
-                keys, parts, w, total + here, u_from, by_firsts + to, u, column, number, i == 0, s
-            )
+            column, g = columns + at * 3 * s.n, total + here
+            moved = unstep(keys, parts, w, g, u_from, by_firsts + to, u, column, number, i == 0, s)
         tl.debug_barrier()
         shrink, capped = tl.load(number + SHRINK), tl.load(number + CAPPED) * dot
-        pulled = pull(phi, rated, f, q, shrink, capped, parts, s)
-        store_tile(pulled_to + rows, pulled, token, width, s.tokens, s.d)
-        by_error = pulled * rates[:, None]
+        if shrink < 1:
+            shorten(phi, error, rates, f, q, shrink, capped, s)
         if not s.linear:
-            ends, begun = tl.load(closes + at), total + here
-            aside, turned = ungather(
-                keys, parts, u, begun, by_end_total + here, by_totals + to,
-                number, moved, ends, i == 0, s,
-            )  # fmt: skip
-            tl.debug_barrier()
-            by_error, mixed = ungradient(parts, f, by_error, aside, s)
-            mixed = lower(mixed, s) * rates[None, :]
-            by_error -= product(mixed + tl.trans(mixed), error)
-        else:
-            aside = rates
-            tl.debug_barrier()
-        by_residual = product(tl.trans(by_pair(pair + SOLVE * triangle, s)), by_error)
-        store_tile(by_v + rows, by_residual, token, width, s.tokens, s.d)
-        mixed = lower(product(by_residual, tl.trans(error)), s) * rates[None, :]
-        mixed += tl.trans(mixed)
-        coupling = tl.trans(by_pair(pair + ERRORS * triangle, s) * rates[None, :])
-        alongs_at = alongs + at * s.tokens
-        across = unpredict(
-            phi, parts, f, q, by_residual, error, mixed, coupling, alongs_at, aside, s
-        )
+            by_g, by_end = by_totals + to, by_end_total + here
+            ungather(
+                keys, parts, u, g, by_end, by_g, number, moved, tl.load(closes + at), i == 0, s
+            )
         tl.debug_barrier()
+        pulled = pull(phi, q, s)
+        store_tile(pulled_to + rows, pulled, token, width, s.tokens, s.d)
+        by_error = pulled * by_token(rates, s)[:, None]
+        aside, turned = zero_vector(s.block_l), zero_vector(s.block_l)
+        if not s.linear:
+            aside, turned = ungradient(keys, parts, by_g, s)
+            tl.debug_barrier()
+            unalign(parts, aside, s)
+            tl.debug_barrier()
+            by_delta = parts + BY_DELTA * part
+            mixed = both_ways(overlaps(by_delta, phi, s.n, s.block_n, s.units, s), rates, s)
+            by_error -= pull(by_delta, f, s) + product(mixed, by_width(error, s))
+        by_error = product(tl.trans(by_pair(pair + SOLVE * triangle, s)), by_error)
+        store_tile(by_residual, by_error, token, width, s.tokens, s.d)
+        tl.debug_barrier()
+        mixed = both_ways(overlaps(by_residual, error, s.d, s.block_d, s.depth, s), rates, s)
+        coupling = tl.trans(by_pair(pair + ERRORS * triangle, s) * by_token(rates, s)[None, :])
+        across = unpredict(
+            phi, parts, rates, f, q, by_residual, error, mixed, coupling,
+            alongs + at * s.tokens, aside, s,
+        )  # fmt: skip
+        tl.debug_barrier()
+        unlearn(phi, parts, q, by_residual, error, s)
         if not s.linear:
             unfeature(keys, parts, u, turned, across, s)
-            tl.debug_barrier()
+        tl.debug_barrier()
+
+
+@triton.jit
+def both_ways(mixed, eta, s: constexpr):
+    """What a product of two tokens' rows, the later's with the rate of the earlier, is to both."""
+    coupled = lower(mixed, s) * by_token(eta, s)[None, :]
+    return coupled + tl.trans(coupled)

@@ -1,8 +1,10 @@
 """A chunk taken in by one head's network: what the scan does, and what its way back does again.
 
 The hidden units are walked some at a time: a unit's feature needs its column of W1 alone, and its
-row of F is updated by itself. What a pass leaves for the next one (pre-activations, gradients by
-the features) goes through memory, `[L, n]`; the caller puts barriers between.
+row of F is updated by itself. What a pass leaves for the next one (pre-activations, errors,
+gradients by the features) goes through memory, and every pass loads what it needs: kept as
+operands of products, which each warp holds whole, twice, they would not fit in registers. The
+caller puts barriers between passes.
 """
 
 from __future__ import annotations
@@ -11,80 +13,90 @@ import triton
 import triton.language as tl
 
 from .constant import constexpr
-from .memory_scan_tiles import by_token, by_width, inverse, lower, product
+from .memory_scan_tiles import (
+    by_token,
+    by_width,
+    inverse,
+    lower,
+    overlaps,
+    product,
+    times_columns,
+    times_rows,
+    zero_matrix,
+    zero_vector,
+)
 from .memory_tiles import CUBIC, EPS, SLOPE, gelu_share, load_tile, store_tile
 
 
 @triton.jit
-def predict(k, v, eta, w, f, z_to, s: constexpr):
+def predict(k, v, eta, w, f, a_to, z_to, error_to, s: constexpr):
     """Look at the tokens with W1 as it is and F as it runs.
+
+    Pre-activations and errors are stored, and gelu of the former, `[L, n]`.
 
     Returns:
         1 / |gelu(z)| of each token; what each feature has of those before, and the inverse of the
-        delta rule's triangle, `[block_l, block_l]`; the errors, `[block_l, block_d]`.
+        delta rule's triangle, `[block_l, block_l]`.
     """
     token, width = tl.arange(0, s.block_l), tl.arange(0, s.block_d)
-    keys = by_width(k, s)
-    square = tl.zeros([s.block_l], tl.float32)
-    gram = tl.zeros([s.block_l, s.block_l], tl.float32)
-    answer = tl.zeros([s.block_l, s.block_d], tl.float32)
+    square = zero_vector(s.block_l)
+    answer = zero_matrix(s.block_l, s.block_d)
     for j in range(0, s.block_n, s.units):
         units = j + tl.arange(0, s.units)
         if s.linear:
             a = load_tile(k, token, units, s.tokens, s.d)
         else:
-            z = product(keys, load_tile(w, width, units, s.d, s.n))
-            store_tile(z_to, z, token, units, s.tokens, s.n)
+            z = times_columns(k, w, units, s)
             a = z * gelu_share(z)
+            store_tile(z_to, z, token, units, s.tokens, s.n)
+            store_tile(a_to, a, token, units, s.tokens, s.n)
             square += tl.sum(a * a, 1)
-        gram = product(a, tl.trans(a), gram)
         answer = product(a, load_tile(f, units, width, s.n, s.d), answer)
-    rho = tl.full([s.block_l], 1.0, tl.float32) if s.linear else tl.rsqrt(square + EPS)
+    rho = zero_vector(s.block_l) + 1 if s.linear else tl.rsqrt(square + EPS)
+    tl.debug_barrier()
+    gram = overlaps(a_to, a_to, s.n, s.block_n, s.units, s)
     gram = lower(gram * rho[:, None] * rho[None, :], s)
     solve = inverse(gram * by_token(eta, s)[None, :], s)
     error = product(solve, by_width(v, s) - answer * rho[:, None])
-    return rho, gram, solve, error
+    store_tile(error_to, error, token, width, s.tokens, s.d)
+    return rho, gram, solve
 
 
 @triton.jit
-def learn(k, eta, f, f_to, z, d_phi_to, rho, error, s: constexpr, kept: constexpr):
-    """The delta rule on F, and the gradient of the loss by the features at the running F.
+def between(error, s: constexpr):
+    """What each token's error has of those before it."""
+    return lower(overlaps(error, error, s.d, s.block_d, s.depth, s), s)
 
-    Args:
-        kept: whether the new F is stored.
+
+@triton.jit
+def differentiate(eta, f, a, d_phi_to, error, rho, s: constexpr):
+    """The gradient of the loss by the features, each token's at the F that runs there.
 
     Returns:
-        feature . gradient of each token; |F|^2 after all.
+        feature . gradient of each token.
     """
-    token, width = tl.arange(0, s.block_l), tl.arange(0, s.block_d)
-    rates = by_token(eta, s)
-    rated = error * rates[:, None]
-    coupling = lower(product(error, tl.trans(error)), s) * rates[None, :]
-    along = tl.zeros([s.block_l], tl.float32)
-    square = tl.zeros([s.units], tl.float32)
+    token = tl.arange(0, s.block_l)
+    coupling = between(error, s) * by_token(eta, s)[None, :]
+    along = zero_vector(s.block_l)
     for j in range(0, s.block_n, s.units):
         units = j + tl.arange(0, s.units)
-        if s.linear:
-            phi = load_tile(k, token, units, s.tokens, s.d)
-        else:
-            phi = features(z, rho, units, s)
-        weight = load_tile(f, units, width, s.n, s.d)
-        if not s.linear:
-            d_phi = -product(coupling, phi, product(error, tl.trans(weight)))
-            along += tl.sum(phi * d_phi, 1)
-            store_tile(d_phi_to, d_phi, token, units, s.tokens, s.n)
-        weight = product(tl.trans(phi), rated, weight)
-        square += tl.sum(weight * weight, 1)
-        if kept:
-            store_tile(f_to, weight, units, width, s.n, s.d)
-    return along, tl.sum(square, 0)
+        phi = load_tile(a, token, units, s.tokens, s.n) * rho[:, None]
+        d_phi = -times_rows(error, f, units, s) - product(coupling, phi)
+        along += tl.sum(phi * d_phi, 1)
+        store_tile(d_phi_to, d_phi, token, units, s.tokens, s.n)
+    return along
 
 
 @triton.jit
-def features(z, rho, units, s: constexpr):
-    """Some units' features of each token, from what `predict` stored."""
-    found = load_tile(z, tl.arange(0, s.block_l), units, s.tokens, s.n)
-    return found * gelu_share(found) * rho[:, None]
+def taken_in(a, scale, error, f, units, s: constexpr):
+    """Some rows of F after the chunk's tokens, before its cap.
+
+    Args:
+        scale: rates of the tokens, times what makes features of `a`.
+    """
+    features = load_tile(a, tl.arange(0, s.block_l), units, s.tokens, s.n) * scale[:, None]
+    weight = load_tile(f, units, tl.arange(0, s.block_d), s.n, s.d)
+    return product(tl.trans(features), by_width(error, s), weight)
 
 
 @triton.jit
@@ -98,16 +110,12 @@ def slopes(z):
 
 
 @triton.jit
-def through_features(z, d_phi, rho, along, units, s: constexpr):
-    """What the gradient by some units' features is made of.
-
-    Returns:
-        pre-activations; features; the gradient at right angles to the features; all `[L, units]`.
-    """
+def through_features(a, d_phi, rho, along, units, s: constexpr):
+    """Some units' features, and the gradient by them without what lies along them, by 1 / rho."""
     token = tl.arange(0, s.block_l)
-    z = load_tile(z, token, units, s.tokens, s.n)
-    phi = z * gelu_share(z) * rho[:, None]
-    return z, phi, load_tile(d_phi, token, units, s.tokens, s.n) - phi * along[:, None]
+    phi = load_tile(a, token, units, s.tokens, s.n) * rho[:, None]
+    across = load_tile(d_phi, token, units, s.tokens, s.n) - phi * along[:, None]
+    return phi, across * rho[:, None]
 
 
 @triton.jit

@@ -11,14 +11,15 @@ import triton.language as tl
 
 from .constant import constexpr
 from .memory_scan_chunk import (
-    learn,
+    differentiate,
     predict,
     shrinking,
     slopes,
     step_length,
+    taken_in,
     through_features,
 )
-from .memory_scan_tiles import by_unit, by_width, product
+from .memory_scan_tiles import by_token, by_unit, by_width, product, zero_vector
 from .memory_tiles import EPS, load_tile, store_tile
 
 
@@ -36,24 +37,26 @@ def memory_scan_kernel(
     firsts,  # [K, N, d, n]
     lasts,  # [K, N, n, d]
     end_total,  # [N, d, n]
-    scratch,  # [N, 2, L, n]
+    scratch,  # [N, L, 3 n + d]
     chunks,
     s: constexpr,
 ):
     net, nets = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    here = net * s.n * s.d
-    z = scratch + net * 2 * s.tokens * s.n
-    d_phi = z + s.tokens * s.n
+    here, part = net * s.n * s.d, s.tokens * s.n
+    made = scratch + net * s.tokens * (3 * s.n + s.d)
+    z, d_phi, error = made + part, made + 2 * part, made + 3 * part
     for i in range(chunks):
         at = i * nets + net
         keys, rates, to = k + at * s.tokens * s.d, eta + at * s.tokens, at * s.n * s.d
-        before = to - nets * s.n * s.d
-        w = tl.where(i == 0, first + here, firsts + before)
-        f = tl.where(i == 0, last + here, lasts + before)
+        w = tl.where(i == 0, first + here, firsts + to - nets * s.n * s.d)
+        f = tl.where(i == 0, last + here, lasts + to - nets * s.n * s.d)
+        a = keys if s.linear else made
         ends = tl.load(closes + at)
-        rho, _, _, error = predict(keys, v + at * s.tokens * s.d, rates, w, f, z, s)
+        rho, _, _ = predict(keys, v + at * s.tokens * s.d, rates, w, f, a, z, error, s)
         tl.debug_barrier()
-        along, square = learn(keys, rates, f, lasts + to, z, d_phi, rho, error, s=s, kept=True)
+        square = learn(rates, f, lasts + to, a, error, rho, s)
+        if not s.linear:
+            along = differentiate(rates, f, a, d_phi, error, rho, s)
         tl.debug_barrier()
         shrink = shrinking(square, ends, s)
         if shrink < 1:
@@ -61,12 +64,25 @@ def memory_scan_kernel(
         if not s.linear:
             goes_on = (i == 0) | (tl.load(closes + at - nets, mask=i > 0, other=0) == 0)
             g = tl.where(i == 0, total + here, end_total + here)
-            square = gather(keys, z, d_phi, rho, along, g, goes_on, end_total + here, s)
+            square = gather(keys, a, z, d_phi, rho, along, g, goes_on, end_total + here, s)
             tl.debug_barrier()
             step = tl.load(rate + net) * step_length(square, ends, s)
             clears = ends & (i + 1 == chunks)
             advance(w, norm + net * s.n, end_total + here, firsts + to, step, ends, clears, s)
         tl.debug_barrier()
+
+
+@triton.jit
+def learn(eta, f, f_to, a, error, rho, s: constexpr):
+    """The delta rule on F; returns its square."""
+    width = tl.arange(0, s.block_d)
+    square = zero_vector(s.units)
+    for j in range(0, s.block_n, s.units):
+        units = j + tl.arange(0, s.units)
+        weight = taken_in(a, rho * by_token(eta, s), error, f, units, s)
+        square += tl.sum(weight * weight, 1)
+        store_tile(f_to, weight, units, width, s.n, s.d)
+    return tl.sum(square, 0)
 
 
 @triton.jit
@@ -81,16 +97,17 @@ def shorten(f, shrink, s: constexpr):
 
 
 @triton.jit
-def gather(k, z, d_phi, rho, along, g, goes_on, g_to, s: constexpr):
+def gather(k, a, z, d_phi, rho, along, g, goes_on, g_to, s: constexpr):
     """W1's gradient so far, with the chunk's; returns its square."""
     width = tl.arange(0, s.block_d)
-    turned = tl.trans(by_width(k, s))
-    square = tl.zeros([s.units], tl.float32)
+    square = zero_vector(s.units)
     for j in range(0, s.block_n, s.units):
         units = j + tl.arange(0, s.units)
-        pre, _, across = through_features(z, d_phi, rho, along, units, s)
-        d = across * rho[:, None] * slopes(pre)[0]
-        gathered = product(turned, d, load_tile(g, width, units, s.d, s.n, goes_on))
+        _, across = through_features(a, d_phi, rho, along, units, s)
+        d = across * slopes(load_tile(z, tl.arange(0, s.block_l), units, s.tokens, s.n))[0]
+        gathered = product(
+            tl.trans(by_width(k, s)), d, load_tile(g, width, units, s.d, s.n, goes_on)
+        )
         square += tl.sum(gathered * gathered, 0)
         tl.debug_barrier()
         store_tile(g_to, gathered, width, units, s.d, s.n)

@@ -19,7 +19,8 @@ from .sizes import power_of_2
 
 TOKENS = range(1, 65)  # of a chunk
 LEAST = 16  # of a side of a tile: the least that `tl.dot` takes
-TILE = 8192  # elements of a matrix that is worked on at a time
+TILE = 4096  # elements of a matrix that is worked on at a time
+DEPTH = 64  # of its columns, in products that sum over them
 WARPS = 8
 PARTS, PAIRS, COLUMNS, NUMBERS = 8, 3, 3, 6  # that the way back keeps, see `memory_scan_again.py`
 BY_RATE, BY_NORM = 5, 1  # where the way back leaves them, in NUMBERS and COLUMNS
@@ -86,17 +87,16 @@ def scan_launch(scan: Scan) -> tuple[Launch, Made]:
     sizes = _sizes(scan)
     chunks, nets = scan.closes.shape[:2]
     lasts = scan.last.new_empty(chunks, *scan.last.shape)
-    firsts, total, scratch = None, None, lasts
+    firsts, total = None, None
     if scan.first is not None:
         firsts = lasts.new_empty(chunks, *scan.first.shape)
         total = torch.empty_like(scan.first)
-        scratch = lasts.new_empty(nets, 2, sizes.tokens, sizes.n)
     made = Made(firsts, lasts, total)
     arguments = _arguments(scan) | {
         "firsts": _or(firsts, lasts),
         "lasts": lasts,
         "end_total": _or(total, lasts),
-        "scratch": scratch,
+        "scratch": lasts.new_empty(nets, sizes.tokens, 3 * sizes.n + sizes.d),
         "chunks": chunks,
         "s": sizes,
     }
@@ -185,6 +185,7 @@ def _sizes(scan: Scan) -> ScanSizes:
         block_d=block_d,
         block_n=block_n,
         units=min(block_n, TILE // block_d),
+        depth=min(block_d, DEPTH),
         levels=(tokens - 1).bit_length(),
     )
 

@@ -25,7 +25,7 @@ class ScanSizes:
         cap: the largest norm of F at a chunk's end.
         block_l, block_d, block_n: the powers of two that hold tokens, d and n; 16 is the least
             that `tl.dot` takes.
-        units: rows of F, columns of W1, that are worked on at a time.
+        units, depth: rows of F (columns of W1), and their columns, that are worked on at a time.
         levels: doublings from one token to all of a chunk.
     """
 
@@ -39,6 +39,7 @@ class ScanSizes:
     block_d: int
     block_n: int
     units: int
+    depth: int
     levels: int
 
 
@@ -46,6 +47,16 @@ class ScanSizes:
 def product(a, b, plus=None):
     """`a b`, or `a b` added to a sum, to float32's precision on tensor cores."""
     return tl.dot(a, b, plus, input_precision="tf32x3")
+
+
+@triton.jit
+def zero_vector(size: constexpr):
+    return tl.zeros([size], tl.float32)
+
+
+@triton.jit
+def zero_matrix(height: constexpr, width: constexpr):
+    return tl.zeros([height, width], tl.float32)
 
 
 @triton.jit
@@ -75,6 +86,42 @@ def by_pair(matrix, s: constexpr):
 
 
 @triton.jit
+def times_columns(x, matrix, units, s: constexpr):
+    """`x [L, d]` times some columns of a `[d, n]` matrix, `[block_l, units]`."""
+    token = tl.arange(0, s.block_l)
+    found = zero_matrix(s.block_l, s.units)
+    for j in range(0, s.block_d, s.depth):
+        width = j + tl.arange(0, s.depth)
+        some = load_tile(x, token, width, s.tokens, s.d)
+        found = product(some, load_tile(matrix, width, units, s.d, s.n), found)
+    return found
+
+
+@triton.jit
+def times_rows(x, matrix, units, s: constexpr):
+    """`x [L, d]` times some rows of an `[n, d]` matrix, `[block_l, units]`."""
+    token = tl.arange(0, s.block_l)
+    found = zero_matrix(s.block_l, s.units)
+    for j in range(0, s.block_d, s.depth):
+        width = j + tl.arange(0, s.depth)
+        some = load_tile(x, token, width, s.tokens, s.d)
+        found = product(some, tl.trans(load_tile(matrix, units, width, s.n, s.d)), found)
+    return found
+
+
+@triton.jit
+def overlaps(x, y, width: constexpr, block: constexpr, step: constexpr, s: constexpr):
+    """Of each token's row of x with each token's row of y, `[block_l, block_l]`."""
+    token = tl.arange(0, s.block_l)
+    found = zero_matrix(s.block_l, s.block_l)
+    for j in range(0, block, step):
+        index = j + tl.arange(0, step)
+        some = load_tile(x, token, index, s.tokens, width)
+        found = product(some, tl.trans(load_tile(y, token, index, s.tokens, width)), found)
+    return found
+
+
+@triton.jit
 def lower(pairs, s: constexpr):
     """What is strictly below the diagonal: a token with those before it."""
     token = tl.arange(0, s.block_l)
@@ -91,7 +138,8 @@ def inverse(coupling, s: constexpr):
     """
     row, column = tl.arange(0, s.block_l)[:, None], tl.arange(0, s.block_l)[None, :]
     found = tl.where(row == column, 1.0, 0.0)
-    for level in tl.static_range(s.levels):
+    levels: constexpr = s.levels
+    for level in tl.static_range(levels):
         same = (row >> (level + 1)) == (column >> (level + 1))
         between = tl.where(same & ((row >> level) != (column >> level)), coupling, 0.0)
         if level == 0:
