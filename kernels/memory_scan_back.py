@@ -13,8 +13,8 @@ import triton.language as tl
 from .constant import constexpr
 from .memory_scan_again import BY_DELTA, CAPPED, ERRORS, PHI, SHRINK, SOLVE
 from .memory_scan_tiles import by_pair, by_token, by_width, lower, overlaps, product, zero_vector
-from .memory_scan_unclose import shorten, uncap, ungather, unstep
-from .memory_scan_unlearn import pull, unalign, unfeature, ungradient, unlearn, unpredict
+from .memory_scan_unclose import add, uncap, ungather, unstep
+from .memory_scan_unlearn import pull, unalign, uncouple, unfeature, ungradient, unlearn, unpredict
 from .memory_tiles import store_tile
 
 
@@ -64,15 +64,15 @@ def memory_scan_back_kernel(
         error, rates, by_residual = errors + rows, eta + at * s.tokens, by_v + rows
 
         q_from = tl.where(back == 0, by_end_last + here, q)
-        dot = uncap(phi, error, rates, f, q_from, by_lasts + to, q, s)
+        add(q_from, by_lasts + to, q, s)
         if not s.linear:
             u_from = tl.where(back == 0, by_end_first + here, u)
             column, g = columns + at * 3 * s.n, total + here
             moved = unstep(keys, parts, w, g, u_from, by_firsts + to, u, column, number, i == 0, s)
         tl.debug_barrier()
-        shrink, capped = tl.load(number + SHRINK), tl.load(number + CAPPED) * dot
+        shrink = tl.load(number + SHRINK)
         if shrink < 1:
-            shorten(phi, error, rates, f, q, shrink, capped, s)
+            uncap(phi, error, rates, f, q, shrink, tl.load(number + CAPPED), s)
         if not s.linear:
             by_g, by_end = by_totals + to, by_end_total + here
             ungather(
@@ -96,10 +96,9 @@ def memory_scan_back_kernel(
         tl.debug_barrier()
         mixed = both_ways(overlaps(by_residual, error, s.d, s.block_d, s.depth, s), rates, s)
         coupling = tl.trans(by_pair(pair + ERRORS * triangle, s) * by_token(rates, s)[None, :])
-        across = unpredict(
-            phi, parts, rates, f, q, by_residual, error, mixed, coupling,
-            alongs + at * s.tokens, aside, s,
-        )  # fmt: skip
+        unpredict(parts, rates, f, q, by_residual, error, s)
+        tl.debug_barrier()
+        across = uncouple(phi, parts, mixed, coupling, alongs + at * s.tokens, aside, s)
         tl.debug_barrier()
         unlearn(phi, parts, q, by_residual, error, s)
         if not s.linear:

@@ -27,28 +27,30 @@ from .memory_tiles import load_tile, store_tile
 
 
 @triton.jit
-def uncap(phi, error, eta, f, q_from, by_lasts, q, s: constexpr):
-    """Add the gradient by this version to Q; returns its product with F as it met its cap."""
+def add(q_from, by_lasts, q, s: constexpr):
+    """Add the gradient by this version to Q."""
+    width = tl.arange(0, s.block_d)
+    for j in range(0, s.block_n, s.units):
+        units = j + tl.arange(0, s.units)
+        by = load_tile(q_from, units, width, s.n, s.d) + load_tile(by_lasts, units, width, s.n, s.d)
+        tl.debug_barrier()
+        store_tile(q, by, units, width, s.n, s.d)
+
+
+@triton.jit
+def uncap(phi, error, eta, f, q, shrink, capped, s: constexpr):
+    """Q before F was brought back to its cap.
+
+    Args:
+        shrink, capped: what F was multiplied by, and minus its derivative by |F|^2 / 2.
+    """
     width = tl.arange(0, s.block_d)
     dot = zero_vector(s.units)
     for j in range(0, s.block_n, s.units):
         units = j + tl.arange(0, s.units)
-        by = load_tile(q_from, units, width, s.n, s.d) + load_tile(by_lasts, units, width, s.n, s.d)
-        dot += tl.sum(taken_in(phi, by_token(eta, s), error, f, units, s) * by, 1)
-        tl.debug_barrier()
-        store_tile(q, by, units, width, s.n, s.d)
-    return tl.sum(dot, 0)
-
-
-@triton.jit
-def shorten(phi, error, eta, f, q, shrink, capped, s: constexpr):
-    """Q before the cap.
-
-    Args:
-        shrink: what F was multiplied by.
-        capped: what `uncap` returned, times the derivative of `shrink`.
-    """
-    width = tl.arange(0, s.block_d)
+        full = taken_in(phi, by_token(eta, s), error, f, units, s)
+        dot += tl.sum(full * load_tile(q, units, width, s.n, s.d), 1)
+    capped *= tl.sum(dot, 0)
     for j in range(0, s.block_n, s.units):
         units = j + tl.arange(0, s.units)
         full = taken_in(phi, by_token(eta, s), error, f, units, s)

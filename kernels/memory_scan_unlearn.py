@@ -65,23 +65,32 @@ def unalign(parts, aside, s: constexpr):
 
 
 @triton.jit
-def unpredict(
-    phi, parts, eta, f, q, by_residual, error, mixed, coupling, alongs, aside, s: constexpr
-):
-    """The gradient by the features; returns features . gradient."""
+def unpredict(parts, eta, f, q, by_residual, error, s: constexpr):
+    """The gradient by the features, as far as Q and F make it."""
+    token = tl.arange(0, s.block_l)
+    for j in range(0, s.block_n, s.units):
+        units = j + tl.arange(0, s.units)
+        by_phi = times_rows(error, q, units, s) * by_token(eta, s)[:, None]
+        by_phi -= times_rows(by_residual, f, units, s)
+        store_tile(parts + BY_Z * s.tokens * s.n, by_phi, token, units, s.tokens, s.n)
+
+
+@triton.jit
+def uncouple(phi, parts, mixed, coupling, alongs, aside, s: constexpr):
+    """The rest of it, as tokens make it of each other; returns features . gradient."""
     token = tl.arange(0, s.block_l)
     across = zero_vector(s.block_l)
     for j in range(0, s.block_n, s.units):
         units = j + tl.arange(0, s.units)
         some = of_units(phi, 0, units, s)
-        by_phi = times_rows(error, q, units, s) * by_token(eta, s)[:, None]
-        by_phi -= times_rows(by_residual, f, units, s) + product(mixed, some)
+        by_phi = of_units(parts, BY_Z, units, s) - product(mixed, some)
         if not s.linear:
             by_phi -= product(coupling, of_units(parts, BY_DELTA, units, s))
             by_alpha = of_units(parts, BY_D, units, s) * of_units(parts, STEEP, units, s)
             by_phi -= by_alpha * by_token(alongs, s)[:, None]
             by_phi -= of_units(parts, DELTA, units, s) * aside[:, None]
             across += tl.sum(some * by_phi, 1)
+        tl.debug_barrier()
         store_tile(parts + BY_Z * s.tokens * s.n, by_phi, token, units, s.tokens, s.n)
     return across
 
