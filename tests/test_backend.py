@@ -21,6 +21,10 @@ def test_steps_in_kernels_are_the_steps():
     run_interpreted("kernels_step_cases.py")
 
 
+def test_calls_of_many_tokens_in_kernels_are_the_calls():
+    run_interpreted("kernels_parallel_cases.py")
+
+
 def test_auto_is_the_reference(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     chosen = HierarchicalCache(CacheConfig(), **SIZES).init_state(2).backend

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor | None, span: Span) -> Tensor:
     """As `ttt_cache.windowed.attend`, with new keys after RoPE."""
-    q, start = exact.q, span.start.expand(len(exact.q))
+    q, start = exact.q, span.start.expand(len(exact.q)).contiguous()
     # Under autocast what is new may be narrower than the state.
     old = (z.to(q.dtype) for z in exact[3:])
     old_keys, old_values, sink_keys, sink_values = old
