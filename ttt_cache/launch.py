@@ -173,12 +173,10 @@ def _without_cuda() -> Iterator[None]:
 
 def _failed(program: str, error: BaseException) -> int:
     """Show an error as Python does, without our own frames; returns the exit status."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") in MACHINERY:
-        frames = frames.tb_next
+    frames = _theirs(error.__traceback__)
     if frames is None and isinstance(error, (ImportError, OSError)):  # it never started
         raise Refused(f"{program} cannot be run: {error}") from None
-    _show(error, frames)
+    sys.excepthook(type(error), error.with_traceback(frames), frames)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
@@ -188,5 +186,17 @@ def _failed(program: str, error: BaseException) -> int:
     return FAILED
 
 
-def _show(error: BaseException, frames: TracebackType | None) -> None:
-    sys.excepthook(type(error), error.with_traceback(frames), frames)
+def _theirs(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback from the program's first frame on, without `get_moshi` of `handed_out`."""
+    while frames is not None and _module(frames) in MACHINERY:
+        frames = frames.tb_next
+    rest = frames
+    while rest is not None:
+        while rest.tb_next is not None and _module(rest.tb_next) == __name__:
+            rest.tb_next = rest.tb_next.tb_next
+        rest = rest.tb_next
+    return frames
+
+
+def _module(frames: TracebackType) -> str | None:
+    return frames.tb_frame.f_globals.get("__name__")

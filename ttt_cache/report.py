@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, groupby
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -144,11 +144,9 @@ def summary(model: nn.Module) -> str:
 
 def _runs(layers: list[int]) -> str:
     """Layers as `--layers` reads them: `0-31` or `0,3,25-31`."""
-    parts = []
-    for _, group in groupby(sorted(layers), lambda layer, n=count(): layer - next(n)):
-        run = list(group)
-        parts.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}")
-    return ",".join(parts)
+    numbered = enumerate(sorted(layers))  # neighbours differ from their numbers by the same
+    runs = [[layer for _, layer in run] for _, run in groupby(numbered, lambda n: n[1] - n[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _state(attention: Any, kind: type[StreamingMultiheadAttention], batch_size: int) -> Any:
