@@ -38,7 +38,7 @@ def tiny_mimi(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def small_moshi(tmp_path_factory):
     """A small Moshi in Moshi's file formats: LM, LoRA, Mimi, tokenizer, and some speech."""
-    from launch_support import make_checkpoint
+    from launch_files import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 

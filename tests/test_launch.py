@@ -10,16 +10,8 @@ from typing import Any
 
 import moshi.client_utils  # noqa: F401 - before CliRunner lends its stderr: it keeps what it finds
 import pytest
-from launch_support import (
-    LAUNCH,
-    LOAD,
-    SMALL,
-    STOCK,
-    Checkpoint,
-    as_left,
-    call,
-    ended,
-)
+from launch_files import Checkpoint
+from launch_support import LAUNCH, LOAD, SMALL, STOCK, as_left, call, ended
 from models import tiny_lm
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo

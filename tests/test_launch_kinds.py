@@ -6,40 +6,48 @@ import json
 from pathlib import Path
 
 import pytest
-from launch_support import (
-    SMALL,
-    STOCK,
-    VOICE,
-    Checkpoint,
-    add_speaker,
-    call,
-    frames_in,
-)
+import torch
+from launch_files import CONTEXT, VOICE, Checkpoint, add_speaker, frames_in
+from launch_support import SMALL, STOCK, call, plainly
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "out.wav"
 
 
 @pytest.mark.parametrize(("config", "half"), [("lora.json", []), ("config.json", ["--half"])])
-def test_lora_and_half_sample_for_sample(
-    config: str, half: list[str], small_moshi: Checkpoint, tmp_path: Path
+def test_inference_sample_for_sample(
+    config: str, half: list[str], small_moshi: Checkpoint, file: Path
 ) -> None:
-    """LoRA as `run_inference` loads it, unfused; both in this process, one after the other."""
-    flags = [*small_moshi.flags(config), "--batch-size", 1, *half, small_moshi.speech]
-    outs = []
+    """LoRA as `run_inference` loads it, which is unfused; and float16."""
+    flags = [*small_moshi.flags(config), "--batch-size", 1, *half, small_moshi.speech, file]
+    plainly("moshi.run_inference", *flags)
+    stock, patched = file.read_bytes(), []
     for words in (STOCK, ["--layers", -1, *STOCK], SMALL):
-        out = tmp_path / "out.wav"
-        result = call(*words, "moshi.run_inference", *flags, out)
+        result = call(*words, "moshi.run_inference", *flags)
         assert result.exit_code == 0, result.output
-        outs.append(out.read_bytes())
-    assert outs[0] == outs[1] != outs[2]
+        patched.append(file.read_bytes())
+    assert patched[0] == patched[1] == stock != patched[2]
 
 
-@pytest.mark.parametrize("stock", [True, False])
-def test_text_becomes_speech(stock: bool, small_moshi: Checkpoint, tmp_path: Path) -> None:
+def test_text_becomes_speech(small_moshi: Checkpoint, tmp_path: Path) -> None:
+    """`run_tts` draws no seed of its own; voices and guidance are conditions."""
     add_speaker(small_moshi)
     voice = str(small_moshi.folder / VOICE[:5])
     request = {"turns": ["hello short clip"], "voices": [voice], "id": "a"}
     (tmp_path / "a.jsonl").write_text(json.dumps(request))
     flags = [*small_moshi.flags("tts.json", weights="tts"), "--nq", 4, "--out-folder", tmp_path]
-    result = call(*(STOCK if stock else SMALL), "moshi.run_tts", *flags, tmp_path / "a.jsonl")
-    assert result.exit_code == 0, (result.output, result.exception)
-    assert frames_in(tmp_path / "a.wav") > 3
-    assert "layers 0-1 of 2 on cpu" in result.stderr
+    spoken = []
+    for words in (None, STOCK, SMALL):
+        torch.manual_seed(7)
+        program = "moshi.run_tts", *flags, tmp_path / "a.jsonl"
+        if words is None:
+            plainly(*program)
+        else:
+            result = call(*words, *program)
+            assert result.exit_code == 0, result.output
+            assert "layers 0-1 of 2 on cpu" in result.stderr
+        assert frames_in(tmp_path / "a.wav") > CONTEXT
+        spoken.append((tmp_path / "a.wav").read_bytes())
+    assert spoken[0] == spoken[1] != spoken[2]

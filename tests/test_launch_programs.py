@@ -9,21 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sphn
-from launch_support import (
-    FRAME,
-    LAUNCH,
-    RATE,
-    SMALL,
-    STOCK,
-    Answer,
-    Checkpoint,
-    converse,
-    ended,
-    frames_in,
-    free_port,
-    serving,
-    stop,
-)
+from launch_files import FRAME, RATE, Checkpoint, frames_in
+from launch_support import LAUNCH, SMALL, STOCK, Answer, converse, ended, free_port, serving, stop
 from models import stir
 from moshi.models.loaders import CheckpointInfo
 

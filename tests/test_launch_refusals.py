@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch_support import (
-    LOAD,
-    SMALL,
-    Checkpoint,
-    as_left,
-    call,
-)
+from launch_files import Checkpoint
+from launch_support import LOAD, SMALL, as_left, call
 from models import tiny_lm
 
 import ttt_cache
