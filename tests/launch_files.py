@@ -111,6 +111,15 @@ def add_speaker(checkpoint: Checkpoint, **changes: Any) -> Path:
     return folder / "tts.json"
 
 
+def add_int8(checkpoint: Checkpoint) -> None:
+    """The same Moshi with quantised layers."""
+    folder = checkpoint.folder
+    config = json.loads((folder / "config.json").read_text()) | {"quantize": True}
+    model = LMModel(**{k: v for k, v in config.items() if k not in NOT_MODEL})
+    save_file(model.state_dict(), folder / "int8.safetensors")
+    write_config(folder / "int8.json", config)
+
+
 def write_wav(path: Path, samples: np.ndarray) -> None:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
