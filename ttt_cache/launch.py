@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,14 +16,15 @@ from moshi.models.loaders import CheckpointInfo
 
 from .adapter import load_adapter, locate, read_config
 from .config import CacheConfig
-from .patch import Patch, adapter_parameters, patch
+from .exclusions import NETWORKS
+from .patch import Patch, patch
+from .program import as_main, start, without_frames_of
 from .report import summary
 
 Install = Callable[[LMModel], Patch]
 
 FAILED, NOT_INSTALLED, INTERRUPTED = 1, 3, 130  # exit statuses; Python's own, ours, a shell's
 HELP = {"-h", "--help"}
-MACHINERY = {__name__, "runpy", "pkgutil", "importlib._bootstrap", "importlib._bootstrap_external"}
 
 
 class Refused(SystemExit):
@@ -47,7 +46,7 @@ def from_adapter(folder: str | os.PathLike[str]) -> Install:
 
 
 def from_settings(settings: Mapping[str, Any]) -> Install:
-    """What installs a cache with settings; its memory, if it has weights, is untrained.
+    """What installs a cache with settings; a memory that learns is untrained, and stderr says so.
 
     Raises:
         TypeError, ValueError: a setting is unknown or out of range, as for `patch`.
@@ -56,7 +55,7 @@ def from_settings(settings: Mapping[str, Any]) -> Install:
 
     def install(model: LMModel) -> Patch:
         handle = patch(model, config=config)
-        if adapter_parameters(model):
+        if config.memory in NETWORKS:
             say(f"memory {config.memory} is untrained; --ttt-cache takes one that was trained")
         return handle
 
@@ -78,9 +77,9 @@ def run(program: str, arguments: Sequence[str], install: Install) -> int:
         Refused: nothing of that name can be run, or the cache does not fit.
         SystemExit: the program's own failure.
     """
-    with _as_main(program, arguments), handed_out(install) as installed, _without_cuda():
+    with as_main(program, arguments), handed_out(install) as installed, _without_cuda():
         try:
-            _start(program)
+            start(program)
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise
@@ -118,6 +117,8 @@ def handed_out(install: Install) -> Iterator[list[str]]:
             except (TypeError, ValueError, RuntimeError, OSError) as error:
                 raise Refused(str(error)) from error
         say(installed[-1])
+        if not torch.cuda.is_available():
+            say("there is no CUDA on this machine: the model runs on the CPU")
         return model
 
     CheckpointInfo.get_moshi = get_moshi
@@ -132,37 +133,12 @@ def say(message: str) -> None:
     print(f"ttt-cache: {message}", file=sys.stderr, flush=True)
 
 
-def _is_script(program: str) -> bool:
-    return program.endswith(".py") or os.sep in program
-
-
-def _start(program: str) -> None:
-    if _is_script(program):
-        runpy.run_path(program, run_name="__main__")
-    else:
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
-
-
-@contextmanager
-def _as_main(program: str, arguments: Sequence[str]) -> Iterator[None]:
-    """`sys.argv` and `sys.path` as Python sets them for a script, or for `-m`."""
-    argv, path = sys.argv, sys.path
-    folder = os.path.dirname(os.path.realpath(program)) if _is_script(program) else os.getcwd()
-    sys.argv = [program, *arguments]
-    sys.path = path if sys.flags.safe_path else [folder, *path]
-    try:
-        yield
-    finally:
-        sys.argv, sys.path = argv, path
-
-
 @contextmanager
 def _without_cuda() -> Iterator[None]:
     """Without CUDA let `torch.cuda.synchronize` do nothing: `moshi.server` calls it anywhere."""
     if torch.cuda.is_available():
         yield
         return
-    say("no CUDA device on this machine: Moshi can run on the CPU, with --device cpu")
     synchronize = torch.cuda.synchronize
     torch.cuda.synchronize = lambda device=None: None
     try:
@@ -173,7 +149,7 @@ def _without_cuda() -> Iterator[None]:
 
 def _failed(program: str, error: BaseException) -> int:
     """Show an error as Python does, without our own frames; returns the exit status."""
-    frames = _theirs(error.__traceback__)
+    frames = without_frames_of(__name__, error.__traceback__)
     if frames is None and isinstance(error, (ImportError, OSError)):  # it never started
         raise Refused(f"{program} cannot be run: {error}") from None
     sys.excepthook(type(error), error.with_traceback(frames), frames)
@@ -184,19 +160,3 @@ def _failed(program: str, error: BaseException) -> int:
     if not torch.cuda.is_available() and ("CUDA" in str(error) or "NVIDIA" in str(error)):
         say(f"{program} asked for CUDA, which this machine has not: give it --device cpu")
     return FAILED
-
-
-def _theirs(frames: TracebackType | None) -> TracebackType | None:
-    """A traceback from the program's first frame on, without `get_moshi` of `handed_out`."""
-    while frames is not None and _module(frames) in MACHINERY:
-        frames = frames.tb_next
-    rest = frames
-    while rest is not None:
-        while rest.tb_next is not None and _module(rest.tb_next) == __name__:
-            rest.tb_next = rest.tb_next.tb_next
-        rest = rest.tb_next
-    return frames
-
-
-def _module(frames: TracebackType) -> str | None:
-    return frames.tb_frame.f_globals.get("__name__")
