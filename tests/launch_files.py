@@ -98,26 +98,22 @@ SPEAKER: dict[str, Any] = {
 VOICE = "alice.small@1.safetensors"
 
 
-def add_speaker(checkpoint: Checkpoint, **changes: Any) -> Path:
-    """A text-to-speech model beside the others, and a voice; returns its config."""
+def add_model(checkpoint: Checkpoint, name: str, **changes: Any) -> Path:
+    """Another language model beside the first, for the same Mimi and words; returns its config."""
     folder = checkpoint.folder
-    config = json.loads((folder / "config.json").read_text()) | SPEAKER | changes
+    config = json.loads((folder / "config.json").read_text()) | changes
     known = {k: v for k, v in config.items() if k not in NOT_MODEL}
     torch.manual_seed(4)
     model = get_moshi_lm(None, lm_kwargs=copy.deepcopy(known), dtype=torch.float32)
-    save_file(model.state_dict(), folder / "tts.safetensors")
-    save_file({"speaker_wavs": torch.randn(1, 16, 3)}, folder / VOICE)
-    write_config(folder / "tts.json", config)
-    return folder / "tts.json"
+    save_file(model.state_dict(), folder / f"{name}.safetensors")
+    write_config(folder / f"{name}.json", config)
+    return folder / f"{name}.json"
 
 
-def add_int8(checkpoint: Checkpoint) -> None:
-    """The same Moshi with quantised layers."""
-    folder = checkpoint.folder
-    config = json.loads((folder / "config.json").read_text()) | {"quantize": True}
-    model = LMModel(**{k: v for k, v in config.items() if k not in NOT_MODEL})
-    save_file(model.state_dict(), folder / "int8.safetensors")
-    write_config(folder / "int8.json", config)
+def add_speaker(checkpoint: Checkpoint, **changes: Any) -> Path:
+    """A text-to-speech model, and a voice."""
+    save_file({"speaker_wavs": torch.randn(1, 16, 3)}, checkpoint.folder / VOICE)
+    return add_model(checkpoint, "tts", **SPEAKER | changes)
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Other kinds of Moshi models, launched: LoRA, float16, text to speech."""
+"""Other kinds of Moshi models, launched: LoRA, float16, speech to text and back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch_files import CONTEXT, VOICE, Checkpoint, add_speaker, frames_in
+from launch_files import CONTEXT, VOICE, Checkpoint, add_model, add_speaker, frames_in
 from launch_support import SMALL, STOCK, call, plainly
+from moshi.client_utils import RawPrinter
 
 
 @pytest.fixture
@@ -29,6 +30,22 @@ def test_inference_sample_for_sample(
         assert result.exit_code == 0, result.output
         patched.append(file.read_bytes())
     assert patched[0] == patched[1] == stock != patched[2]
+
+
+def test_speech_becomes_text(small_moshi: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = {"dep_q": 0, "model_type": "stt", "stt_config": {"audio_delay_seconds": 0.5}}
+    add_model(small_moshi, "stt", **listener)
+    program = "moshi.run_inference", *small_moshi.flags("stt.json", weights="stt")
+    told: list[str] = []
+    monkeypatch.setattr(RawPrinter, "print_token", lambda _, token, *__: told.append(token))
+    plainly(*program, small_moshi.speech)
+    texts = [told.copy()]
+    for words in (STOCK, SMALL):
+        told.clear()
+        result = call(*words, *program, small_moshi.speech)
+        assert result.exit_code == 0 and "writing" not in result.stdout, result.output
+        texts.append(told.copy())
+    assert texts[0] == texts[1] != texts[2] and len(texts[0]) > CONTEXT
 
 
 def test_text_becomes_speech(small_moshi: Checkpoint, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch_files import Checkpoint, add_int8
+from launch_files import Checkpoint, add_model
 from launch_support import LOAD, SMALL, as_left, call
 from models import tiny_lm
 
@@ -113,7 +113,7 @@ def test_mismatched_files_are_the_programs_own_error(small_moshi: Checkpoint) ->
 
 def test_an_int8_file_meets_moshis_own_limit(small_moshi: Checkpoint) -> None:
     """Moshi 0.2.13 rounds the scales of its int8 files on loading, and then refuses them."""
-    add_int8(small_moshi)
+    add_model(small_moshi, "int8", quantize=True)
     flags = [*small_moshi.flags("int8.json", weights="int8"), "--batch-size", 1]
     result = call(*SMALL, "moshi.run_inference", *flags, small_moshi.speech)
     assert result.exit_code == 1 and "layers 0-1 of 2 on cpu keep 6 frames" in result.stderr
