@@ -1,6 +1,7 @@
 """Settings of every test run, and the training run that several files of tests take up."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")  # Moshi reads it on import
@@ -32,6 +33,28 @@ def tiny_mimi(monkeypatch) -> None:
     from training_support import use_tiny_mimi
 
     use_tiny_mimi(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def small_moshi(tmp_path_factory):
+    """A small Moshi in Moshi's file formats: LM, LoRA, Mimi, tokenizer, and some speech."""
+    from launch_files import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a program into the working directory; returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(code: str, name: str = "program.py") -> str:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
+        return name
+
+    return write
 
 
 @pytest.fixture(scope="module")

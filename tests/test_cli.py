@@ -225,6 +225,7 @@ def test_layers_as_text() -> None:
     ("command", "options"),
     [
         ("demo", "frames seed threads device out"),
+        ("launch", "ttt-cache layers preset recent virtual chunk sinks memory"),
         (
             "report",
             "layers preset recent virtual chunk sinks memory source read write memory-heads "
@@ -255,6 +256,6 @@ def test_help_names_every_option_and_the_defaults_of_the_library(
 
 def test_the_root_lists_its_commands_and_its_version() -> None:
     text = plain(call("--help").stdout)
-    assert all(word in text for word in ("demo", "report", "--version", "Start with"))
+    assert all(word in text for word in ("demo", "report", "launch", "--version", "Start with"))
     assert call("--version").stdout == f"ttt-cache {__version__}\n"
     assert call("sing").exit_code == 2

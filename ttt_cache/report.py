@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .backend import Backend
 from .checks import whole_number
-from .patch import patch_of
+from .patch import patch_of, require_patch
 from .patched import PatchedAttention
 from .targets import attention_of, find_transformer
 
@@ -100,6 +100,13 @@ def report(model: nn.Module, batch_size: int = 1) -> Report:
         TypeError, ValueError: as for `patch`; a layer has no self-attention, or no context to size
             its ring by.
     """
+    result = measure(model, batch_size)
+    Console().print(result.table())
+    return result
+
+
+def measure(model: nn.Module, batch_size: int = 1) -> Report:
+    """What `report` prints."""
     whole_number("batch_size", batch_size, 1)
     transformer = find_transformer(model)
     handle = patch_of(transformer)
@@ -116,9 +123,30 @@ def report(model: nn.Module, batch_size: int = 1) -> Report:
             continue
         now = _state(attention, PatchedAttention, batch_size)
         rows.append(LayerReport(index, True, stock, state_bytes(now), now.cache.backend))
-    result = Report(batch_size, tuple(rows))
-    Console().print(result.table())
-    return result
+    return Report(batch_size, tuple(rows))
+
+
+def summary(model: nn.Module) -> str:
+    """One line on a patched model: which layers, what they keep, what a conversation costs."""
+    transformer = find_transformer(model)
+    caches = require_patch(model).caches
+    measured = measure(model)
+    windows = sorted({cache.config.window.recent for cache in caches.values()})
+    kept = " to ".join(str(n) for n in dict.fromkeys((windows[0], windows[-1])))
+    memory = next(iter(caches.values())).config.memory
+    device = next(transformer.parameters()).device
+    return (
+        f"layers {_runs(list(caches))} of {len(transformer.layers)} on {device} keep {kept} frames "
+        f"and memory {memory}; state of a conversation {measured.patched_bytes / 1e6:,.2f} MB, "
+        f"without the cache {measured.stock_bytes / 1e6:,.2f} MB"
+    )
+
+
+def _runs(layers: list[int]) -> str:
+    """Layers as `--layers` reads them: `0-31` or `0,3,25-31`."""
+    numbered = enumerate(sorted(layers))  # neighbours differ from their numbers by the same
+    runs = [[layer for _, layer in run] for _, run in groupby(numbered, lambda n: n[1] - n[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _state(attention: Any, kind: type[StreamingMultiheadAttention], batch_size: int) -> Any:

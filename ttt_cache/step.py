@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import recent
+from . import bare, recent
 from .attention import softmax
 from .memory import TTT, Frames, Memory, MemoryState, QueryReader, VirtualTokens
 from .precision import full_precision
@@ -45,6 +45,8 @@ def step(
     Returns:
         `[B, H, 1, D]`.
     """
+    if bare.is_bare(cache, state):
+        return bare.step(cache, q, k, v, state, mask)
     token = state.count + 1
     attended = scores = values = None
     if cache.window.capacity:

@@ -12,6 +12,7 @@ from .bench import bench
 from .demo import demo
 from .distill import distill
 from .evaluate import evaluate
+from .launch import CONTEXT, launch
 from .report import report
 from .train import train
 
@@ -29,6 +30,7 @@ main.command()(train)
 main.command()(distill)
 main.command()(evaluate)
 main.command()(bench)
+main.command(context_settings=CONTEXT)(launch)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,162 @@
+"""Other people's programs, unchanged, with a cache in the Moshi that they load."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from moshi.models.lm import LMModel
+from moshi.models.loaders import CheckpointInfo
+
+from .adapter import load_adapter, locate, read_config
+from .config import CacheConfig
+from .exclusions import NETWORKS
+from .patch import Patch, patch
+from .program import as_main, start, without_frames_of
+from .report import summary
+
+Install = Callable[[LMModel], Patch]
+
+FAILED, NOT_INSTALLED, INTERRUPTED = 1, 3, 130  # exit statuses; Python's own, ours, a shell's
+HELP = {"-h", "--help"}
+
+
+class Refused(SystemExit):
+    """There is no such program, or the cache does not fit its model; the message is one sentence.
+
+    It is no `Exception`, so that a program that catches those cannot go on without the cache.
+    """
+
+
+def from_adapter(folder: str | os.PathLike[str]) -> Install:
+    """What installs an adapter.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is damaged. That it fits the model is
+            only known once there is one.
+    """
+    read_config(locate(folder)[0])
+    return lambda model: load_adapter(model, folder)
+
+
+def from_settings(settings: Mapping[str, Any]) -> Install:
+    """What installs a cache with settings; a memory that learns is untrained, and stderr says so.
+
+    Raises:
+        TypeError, ValueError: a setting is unknown or out of range, as for `patch`.
+    """
+    config = CacheConfig.from_fields(settings)
+
+    def install(model: LMModel) -> Patch:
+        handle = patch(model, config=config)
+        if config.memory in NETWORKS:
+            say(f"memory {config.memory} is untrained; --ttt-cache takes one that was trained")
+        return handle
+
+    return install
+
+
+def run(program: str, arguments: Sequence[str], install: Install) -> int:
+    """Run a program as Python would, with a cache in every language model that it loads.
+
+    Args:
+        program: a module (`python -m`), or a script: a name that ends in `.py` or holds a slash.
+        arguments: its own.
+
+    Returns:
+        its exit status. A success is turned into `NOT_INSTALLED`, and stderr says so, where the
+        program never asked `CheckpointInfo` for a model, unless it was asked for its help.
+
+    Raises:
+        Refused: nothing of that name can be run, or the cache does not fit.
+        SystemExit: the program's own failure.
+    """
+    with as_main(program, arguments), handed_out(install) as installed, _without_cuda():
+        try:
+            start(program)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+        except (Exception, KeyboardInterrupt) as error:
+            return _failed(program, error)
+    if installed or HELP.intersection(arguments):
+        return 0
+    say(
+        f"{program} ended without asking moshi's CheckpointInfo for a language model: "
+        f"no cache was installed (exit status {NOT_INSTALLED})"
+    )
+    return NOT_INSTALLED
+
+
+@contextmanager
+def handed_out(install: Install) -> Iterator[list[str]]:
+    """Install a cache in every language model that `CheckpointInfo.get_moshi` returns meanwhile.
+
+    That is after its weights and LoRA are loaded, and fused if asked for, and before `LMGen` takes
+    it. Models keep their cache afterwards; what moshi hands out then has none.
+
+    Yields:
+        what stderr was told of each model so far.
+    """
+    stock, installed = CheckpointInfo.get_moshi, []
+
+    @functools.wraps(stock)
+    def get_moshi(self: CheckpointInfo, *args: Any, **kwargs: Any) -> LMModel:
+        model = stock(self, *args, **kwargs)
+        # A new memory draws weights; what the program samples must depend on its seed alone.
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            try:
+                install(model)
+                installed.append(summary(model))
+            except (TypeError, ValueError, RuntimeError, OSError) as error:
+                raise Refused(str(error)) from error
+        say(installed[-1])
+        if not torch.cuda.is_available():
+            say("there is no CUDA on this machine: the model runs on the CPU")
+        return model
+
+    CheckpointInfo.get_moshi = get_moshi
+    try:
+        yield installed
+    finally:
+        CheckpointInfo.get_moshi = stock
+
+
+def say(message: str) -> None:
+    """Tell the user; stdout is the program's."""
+    print(f"ttt-cache: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _without_cuda() -> Iterator[None]:
+    """Without CUDA let `torch.cuda.synchronize` do nothing: `moshi.server` calls it anywhere."""
+    if torch.cuda.is_available():
+        yield
+        return
+    synchronize = torch.cuda.synchronize
+    torch.cuda.synchronize = lambda device=None: None
+    try:
+        yield
+    finally:
+        torch.cuda.synchronize = synchronize
+
+
+def _failed(program: str, error: BaseException) -> int:
+    """Show an error as Python does, without our own frames; returns the exit status."""
+    frames = without_frames_of(__name__, error.__traceback__)
+    if frames is None and isinstance(error, (ImportError, OSError)):  # it never started
+        raise Refused(f"{program} cannot be run: {error}") from None
+    sys.excepthook(type(error), error.with_traceback(frames), frames)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        say(f"{program}: the port is in use; stop what listens there, or choose another --port")
+    if not torch.cuda.is_available() and ("CUDA" in str(error) or "NVIDIA" in str(error)):
+        say(f"{program} asked for CUDA, which this machine has not: give it --device cpu")
+    return FAILED
