@@ -56,7 +56,7 @@ def products(a, b, rows_a, rows_b, size: constexpr, block: constexpr, s: constex
     compiler drops the loads of `a` and `b` that nothing else needs.
     """
     total = tl.full([a.shape[0], b.shape[0]], 0.0, tl.float32)
-    if block <= s.part:
+    if block <= s.whole:
         return product(a, tl.trans(b), total, s)
     for begin in range(0, size, s.part):
         place, there = places(rows_a, begin, size, s.part)
