@@ -83,22 +83,23 @@ class Case:
         )
 
 
-PLAIN = {"slots": 0, "tokens": 20}
+FEW_QUERIES = {"tokens": 20}
 CASES = {
-    **{gate: Case(gate=gate, sinks=2) for gate in GATES},
-    "repeated": Case(heads=4, kv_heads=2, sinks=5, gate="query", tokens=19),
-    "window": Case(**PLAIN),
-    "window and sinks": Case(**PLAIN, sinks=3, heads=2),
+    **{gate: Case(gate=gate, **FEW_QUERIES) for gate in GATES},
+    "sinks": Case(sinks=2),
+    "repeated": Case(heads=4, kv_heads=2, sinks=5, gate="query", tokens=17, start=(22,)),
+    "window": Case(slots=0, tokens=70, start=(5,)),
+    "window and sinks": Case(slots=0, sinks=3, heads=2, **FEW_QUERIES),
     "fresh": Case(fresh=True, start=(0, 0), position=True),
     "one token": Case(tokens=1, start=(0, 10, 14, 45_000)),
-    "arrived": Case(layer=Layer(5, 4, arrived=True), sinks=2),
-    "every token": Case(layer=Layer(3, 1), slots=5, tokens=20),
-    "many slots": Case(slots=37, latent_dim=19, head_dim=48, position=True, tokens=30),
-    "many tokens": Case(layer=Layer(63, 5), tokens=149, head_dim=128, latent_dim=100, start=(7,)),
-    "many sinks": Case(layer=Layer(40, 3), tokens=90, sinks=37, start=(20,), gate="head"),
-    "wide": Case(latent_dim=300, head_dim=80, tokens=23, slots=10),
-    "bfloat16": Case(dtype=torch.bfloat16, sinks=2, position=True),
-    "float16": Case(dtype=torch.float16, gate="query", heads=2),
+    "arrived": Case(layer=Layer(5, 4, arrived=True), sinks=2, **FEW_QUERIES),
+    "every token": Case(layer=Layer(3, 1), slots=5, **FEW_QUERIES),
+    "many slots": Case(slots=37, latent_dim=19, head_dim=48, position=True, tokens=13),
+    "many tokens": Case(layer=Layer(63, 5), tokens=100, head_dim=64, latent_dim=35, start=(7,)),
+    "many sinks": Case(layer=Layer(40, 3), tokens=70, sinks=37, start=(20,), slots=0),
+    "wide": Case(latent_dim=300, head_dim=80, tokens=15, slots=10, start=(13,)),
+    "bfloat16": Case(dtype=torch.bfloat16, sinks=2, position=True, **FEW_QUERIES),
+    "float16": Case(dtype=torch.float16, gate="query", heads=2, start=(30,), **FEW_QUERIES),
 }
 
 
@@ -176,3 +177,38 @@ def poison_hidden(seen: Seen, layer: Layer) -> None:
     hidden = (number <= gone[0], number <= gone[0], sinks, sinks)
     for tensor, where in zip(seen[2:6], hidden, strict=True):
         tensor.masked_fill_(where[:, None, :, None], math.nan)
+
+
+def test_what_is_needed():
+    """Without gradients, with some, and under autocast with weights of another dtype."""
+    case = Case(dtype=torch.bfloat16, gate="query", tokens=5, start=(12,), heads=2)
+    torch.manual_seed(0)
+    seen, latents = in_dtype(None, case.seen(), case.latents())
+    assert latents is not None
+    with torch.no_grad():
+        plain = windowed_attention(seen, case.layer, latents)
+    wide = latents._replace(to_key=latents.to_key.float().requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = windowed_attention(seen, case.layer, wide)
+    assert torch.equal(y, plain) and y.transpose(1, 2).is_contiguous()
+    (gradient,) = torch.autograd.grad(y.sum(), wide.to_key)
+    assert gradient.dtype == torch.float32 and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rows_apart(value):
+    """What is no number in one row changes no bit of another, there or on the way back."""
+    case = Case(sinks=2, tokens=11, start=(30, 30))
+    torch.manual_seed(0)
+    seen, latents = case.seen(), case.latents()
+    back = torch.randn(2, 1, case.tokens, case.head_dim)
+    found = []
+    for spoilt in (False, True):
+        mine, memory = in_dtype(None, Seen(*(x.clone() for x in seen)), latents)
+        if spoilt:
+            for x in (*mine[:6], memory.readouts):
+                x[0] = value
+        made = outcome(windowed_attention, case.layer, mine, memory, back)
+        found.append([made[name][1] for name in ("y", *Seen._fields[:6], "readouts")])
+    for clean, beside in zip(*found, strict=True):
+        assert torch.equal(clean, beside)
