@@ -30,9 +30,7 @@ def by_query(
         columns = tokens_of(keys, row, head // s.repeat, j, j < end)
         tile = load(columns, s.d, s.block_d, s)
         scores = products(asked, tile, queries, columns, s.d, s.block_d, s)
-        scores = exact_scores(
-            scores, i[:, None], j[None, :], start, history, scale, sinks, s
-        )
+        scores = exact_scores(scores, i[:, None], j[None, :], start, history, scale, sinks, s)
         columns = tokens_of(values, row, head // s.repeat, j, j < end)
         value = load(columns, s.d, s.block_d, s)
         by_value = products(back, value, given, columns, s.d, s.block_d, s)

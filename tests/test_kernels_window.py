@@ -1,4 +1,4 @@
-"""The training attention: its reference is the parallel form of the cache, and it is its reference."""
+"""The training attention: its reference is the cache's parallel form, and it is its reference."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def compare(case: Case, cache: HierarchicalCache, state: CacheState) -> None:
         assert torch.allclose(mine, theirs, rtol=0, atol=1e-9 * max(1, theirs.abs().max().item()))
 
 
-def seen_of(
-    cache: HierarchicalCache, tokens: Tokens, state: CacheState, new: CacheState
-) -> Seen:
+def seen_of(cache: HierarchicalCache, tokens: Tokens, state: CacheState, new: CacheState) -> Seen:
     q, k, v, _ = tokens
     keys = recent.in_order(state.keys, state.count), cache.turn(k, state.count)
     values = recent.in_order(state.values, state.count), v
@@ -154,7 +152,11 @@ def arguments(
         empty(1, dtype=torch.int64),
     )
     weight = empty(heads, head_dim) if gate == "query" else None
-    weights = (kv_heads, head_dim, latent), (kv_heads, head_dim, slots), (kv_heads, latent, head_dim)
+    weights = (
+        (kv_heads, head_dim, latent),
+        (kv_heads, head_dim, slots),
+        (kv_heads, latent, head_dim),
+    )
     versions = max(tokens - layer.recent, 0) // layer.chunk + 1
     latents = Latents(
         empty(1, versions, slots, latent, dtype=torch.float32),
@@ -201,7 +203,11 @@ def test_shapes_are_checked():
         (seen._replace(start=seen.start.int()), None, "start must be torch.int64"),
         (seen._replace(values=seen.values[:, :, 1:]), None, "values must be torch.bfloat16"),
         (seen._replace(turned_q=gaps), None, "turned_q must have no gaps"),
-        (seen, latents._replace(readouts=latents.readouts.half()), "readouts must be torch.float32"),
+        (
+            seen,
+            latents._replace(readouts=latents.readouts.half()),
+            "readouts must be torch.float32",
+        ),
         (seen, latents._replace(to_key=latents.to_key[:, 1:]), "to_key must be"),
         (seen, latents._replace(gate=Gate("joint")), "needs one of shape .* as its bias"),
     ]
