@@ -1,4 +1,4 @@
-"""Attention of many new tokens to window, sinks and virtual tokens: the training form, with gradients.
+"""Attention of many new tokens to window, sinks and virtual tokens, with its gradients.
 
 Everything that a launch depends on follows from shapes. `README.md` has the derivation.
 """
@@ -59,7 +59,9 @@ def windowed_attention(seen: Seen, layer: Layer, latents: Latents | None) -> Ten
     if latents is not None:
         gate, dtype = latents.gate, seen.q.dtype
         settings = Settings(layer, gate.kind, gate.alpha)
-        given = {name: x for name, x in (latents._asdict() | gate._asdict()).items() if name in given}
+        given = {
+            name: x for name, x in (latents._asdict() | gate._asdict()).items() if name in given
+        }
         given |= {name: getattr(latents, name).to(dtype) for name in MULTIPLIED}
     y = _Windowed.apply(settings, *seen, *(given[name] for name in OF_LATENTS))
     assert y is not None
@@ -110,8 +112,8 @@ def _gathered(settings: Settings, tensors: dict[str, Tensor | None]) -> tuple[Se
     if tensors["readouts"] is None:
         return seen, None
     gate = Gate(settings.gate, settings.alpha, tensors["bias"], tensors["weight"])
-    own = (tensors[name] for name in OF_LATENTS[:4])
-    return seen, Latents(*map(_there, own), tensors["slot_bias"], gate)
+    own = {name: _there(tensors[name]) for name in ("readouts", *MULTIPLIED)}
+    return seen, Latents(**own, slot_bias=tensors["slot_bias"], gate=gate)
 
 
 def _there(tensor: Tensor | None) -> Tensor:

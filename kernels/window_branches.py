@@ -30,9 +30,7 @@ def by_query(
         columns = tokens_of(keys, row, head // s.repeat, j, j < end)
         tile = load(columns, s.d, s.block_d, s)
         scores = products(asked, tile, queries, columns, s.d, s.block_d, s)
-        scores = exact_scores(
-            scores, i[:, None], j[None, :], start, history, scale, sinks, s
-        )
+        scores = exact_scores(scores, i[:, None], j[None, :], start, history, scale, sinks, s)
         columns = tokens_of(values, row, head // s.repeat, j, j < end)
         value = load(columns, s.d, s.block_d, s)
         by_value = products(back, value, given, columns, s.d, s.block_d, s)
@@ -46,13 +44,18 @@ def answer_again(
     absorbed, readouts, slot_bias_ptr, dlatent, latent, lse, share, i, first, row, head, start,
     tokens, versions, scale, s: constexpr,
 ):  # fmt: skip
-    """Make the mix of the latents again, store it weighed by `share`, and multiply it by its
-    gradient (before it is weighed), `[queries]`."""
+    """Make the mix of the latents again, store it weighed by `share`, and return it, before that,
+    times its gradient, `[queries]`.
+
+    A sum of the products that `by_absorbed` subtracts it from: they cancel to the last bit.
+    """
     there = i < tokens
     queries = tokens_of(absorbed, row, head, i, there)
-    asked = load(queries, s.e, s.block_e, s)
+    given = tokens_of(dlatent, row, head, i, there)
+    asked, back = load(queries, s.e, s.block_e, s), load(given, s.e, s.block_e, s)
     count = tl.minimum(s.block_q, tokens - first)
     begin, end = virtual_seen(first, count, start, versions, s)
+    answer = tl.full([s.block_q], 0.0, tl.float32)
     mix = tl.full([s.block_q, s.block_e], 0.0, tl.float32)
     for place in range(begin, end, s.block_u):
         u = place + tl.arange(0, s.block_u)
@@ -62,10 +65,12 @@ def answer_again(
             products(asked, tile, queries, latents, s.e, s.block_e, s), absorbed, slot_bias_ptr,
             row, head, i[:, None], u[None, :], start, tokens, versions, scale, s,
         )  # fmt: skip
-        mix = product(weigh(scores, lse[:, None]), tile, mix, s)
+        weights = weigh(scores, lse[:, None])
+        by_value = products(back, tile, given, latents, s.e, s.block_e, s)
+        answer += tl.sum(weights * by_value, 1)
+        mix = product(weights, tile, mix, s)
     store(tokens_of(latent, row, head, i, there), mix * share[:, None], s.e, s.block_e)
-    back = load(tokens_of(dlatent, row, head, i, there), s.e, s.block_e, s)
-    return tl.sum(mix * back.to(tl.float32), 1)
+    return answer
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Gradients of the training attention by what its queries see: columns, sinks and latents.
 
-A program makes the gradients of one tile of columns and goes through the queries that may see it, so
-that nothing is added by two programs at once and a gradient is the same in every run. Tiles of
+A program makes the gradients of one tile of columns and goes through the queries that may see it,
+so that nothing is added by two programs at once and a gradient is the same in every run. Tiles of
 scores stand the other way round than in the other kernels, `[columns, queries]`.
 """
 
@@ -56,9 +56,7 @@ def window_columns(
             share = tl.load(kept_ptr + of_head + i, mask=i < end, other=0)[None, :]
             x = tl.load(kept_ptr + branch + of_head + i, mask=i < end, other=0)[None, :]
             scores = products(k, asked, key, queries, s.d, s.block_d, s)
-            scores = exact_scores(
-                scores, i[None, :], j[:, None], start, history, scale, sinks, s
-            )
+            scores = exact_scores(scores, i[None, :], j[:, None], start, history, scale, sinks, s)
             weights = weigh(scores, lse)
             dv = product(weights * share, back, dv, s)
             by_value = products(v, back, value, given, s.d, s.block_d, s)
@@ -87,7 +85,8 @@ def window_latents(
     start, columns = tl.load(start_ptr + row).to(tl.int32), versions * s.slots
     u = first + tl.arange(0, s.block_u)
     count = tl.minimum(s.block_u, columns - first)
-    begin, end = queries_reading(first, count, start, versions, tokens, s)
+    asking = queries_reading(first, count, start, versions, tokens, s)
+    begin, end = asking[0], asking[1]
     latents = tokens_of(readouts, row, 0, u, u < columns)
     tile = load(latents, s.e, s.block_e, s)
     found = tl.full([s.block_u, s.block_e], 0.0, tl.float32)

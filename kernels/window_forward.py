@@ -8,8 +8,15 @@ from .gates import shares
 from .window_places import columns_seen, version, virtual_seen
 from .window_scores import exact_scores, virtual_scores
 from .window_tiles import (
-    close, gate_logits, load, no_softmax, products, store, take_in, tokens_of,
-)  # fmt: skip
+    close,
+    gate_logits,
+    load,
+    no_softmax,
+    products,
+    store,
+    take_in,
+    tokens_of,
+)
 
 
 @triton.jit
@@ -47,12 +54,12 @@ def window_forward(
         asked = load(tokens_of(q, row, head, i, there), s.d, s.block_d, s)
         logits = gate_logits(asked, bias_ptr, weight_ptr, head, s)
         written = version(start + i + 1, s) > 0
-        of_window, of_memory = shares(
-            (lse, 1.0), (virtual_lse, 1.0), logits, alpha, written, s
-        )
+        of_window, of_memory = shares((lse, 1.0), (virtual_lse, 1.0), logits, alpha, written, s)
         mean *= of_window[:, None]
         mix *= of_memory[:, None]
-        tl.store(lse_ptr + tl.num_programs(2).to(tl.int64) * s.heads * tokens, virtual_lse, mask=there)
+        tl.store(
+            lse_ptr + tl.num_programs(2).to(tl.int64) * s.heads * tokens, virtual_lse, mask=there
+        )
         store(tokens_of(latent, row, head, i, there), mix, s.e, s.block_e)
     store(tokens_of(recent, row, head, i, there), mean, s.d, s.block_d)
 
@@ -74,9 +81,7 @@ def over_columns(
         columns = tokens_of(keys, row, head // s.repeat, j, j < end)
         tile = load(columns, s.d, s.block_d, s)
         scores = products(asked, tile, queries, columns, s.d, s.block_d, s)
-        scores = exact_scores(
-            scores, i[:, None], j[None, :], start, history, scale, sinks, s
-        )
+        scores = exact_scores(scores, i[:, None], j[None, :], start, history, scale, sinks, s)
         columns = tokens_of(values, row, head // s.repeat, j, j < end)
         tile = load(columns, s.d, s.block_d, s)
         top, mass, total = take_in(top, mass, total, scores, tile, s)

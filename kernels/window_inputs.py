@@ -1,7 +1,7 @@
 """What the training attention and its reference are given, beside settings of a layer and a gate.
 
-Symbols are those of `docs/semantics.md`: B rows, H query heads on Hkv key heads of width D, S sinks,
-M virtual tokens read as latents of width E; T new tokens, L columns of old and new ones.
+Symbols are those of `docs/semantics.md`: B rows, H query heads on Hkv key heads of width D, S
+sinks, M virtual tokens read as latents of width E; T new tokens, L columns of old and new ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Seen(NamedTuple):
         turned_q: queries after RoPE, `[B, H, T, D]`.
         keys, values: `[B, Hkv, L, D]`, keys after RoPE. Column j is token number
             `start + j + 1 - (L - T)`; what stands in columns of numbers below 1 is never used.
-        sink_keys, sink_values: `[B, Hkv, S, D]`, keys turned to their constant distance; S may be 0.
+        sink_keys, sink_values: `[B, Hkv, S, D]`, keys turned to their constant distance.
         start: tokens before these, int64 `[B]`; rows may be in different phases.
     """
 
@@ -40,7 +40,7 @@ class Latents(NamedTuple):
     """The versions of the memory that the new tokens read, and how.
 
     Attributes:
-        readouts: float32 `[B, V, M, E]`, of the version at the start of the call and those after it.
+        readouts: float32 `[B, V, M, E]`, of the version at the start of the call and of later ones.
         to_key: W_K `[Hkv, D, E]`.
         slot_key: what is added to the keys of a slot, `[Hkv, D, M]`.
         to_value: W_V `[Hkv, E, D]`.

@@ -96,7 +96,7 @@ class Back(NamedTuple):
 
 def view(x: Tensor | None) -> View:
     """A tensor `[B, H, T, *]` and the strides of its first axes."""
-    return (None, 0, 0, 0) if x is None else (x, *x.stride()[:3])
+    return (None, 0, 0, 0) if x is None else (x, x.stride(0), x.stride(1), x.stride(2))
 
 
 def forward_launch(call: Call, recent: Tensor, latent: Tensor | None) -> Launch:
@@ -121,7 +121,7 @@ def queries_launch(
     latent: Tensor | None,
     dlogit: Tensor | None,
 ) -> Launch:
-    """Gradients by queries, before RoPE those of sinks and gate alone; the mix again; `back.kept`."""
+    """Gradients by queries (before RoPE: those of sinks and gate), the mix again, `back.kept`."""
     arguments = {
         **call.exact(),
         **call.virtual(),

@@ -23,9 +23,7 @@ from .window_sizes import Sizes
 Gradients = dict[str, Tensor | None]
 
 
-def forward(
-    seen: Seen, layer: Layer, latents: Latents | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(seen: Seen, layer: Layer, latents: Latents | None) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs `[B, H, T, D]`, and what `backward` needs of the way there.
 
     That is what window and sinks gave of the output, and the logs of the sums of exponentials in
@@ -74,7 +72,7 @@ def backward(
 
 
 def _joined(latents: Latents, sizes: Sizes) -> Tensor:
-    """`[W_K | key]` for all key heads, `[Hkv, D, WIDTH]`: zeros stand where alignment needs room."""
+    """`[W_K | key]` for all key heads, `[Hkv, D, WIDTH]`, with zeros where alignment needs room."""
     to_key, slot_key = latents.to_key, latents.slot_key
     room = to_key.new_zeros(*to_key.shape[:2], sizes.lead - sizes.e)
     behind = to_key.new_zeros(*to_key.shape[:2], sizes.width - sizes.lead - sizes.slots)

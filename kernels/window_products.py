@@ -1,7 +1,7 @@
 """The matrix products around the training attention, one matrix for each key head.
 
-Tensors are `[B, T, H, *]` in memory, heads of a token side by side, seen as `[B, H, T, *]`: so a head
-of all rows and tokens is one matrix with equal steps between its lines, which needs no copy.
+Tensors are `[B, T, H, *]` in memory, heads of a token side by side, seen as `[B, H, T, *]`: so a
+head of all rows and tokens is one matrix with equal steps between its lines, which needs no copy.
 """
 
 from __future__ import annotations

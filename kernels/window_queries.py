@@ -1,4 +1,4 @@
-"""Gradients of the training attention by its queries, and what other gradients need of each query."""
+"""Gradients of the training attention by its queries, and what the others need of each query."""
 
 import triton
 import triton.language as tl
@@ -86,12 +86,11 @@ def by_gate(x, answer, share, of_memory, written, s: constexpr):
         share, of_memory: what window and memory are weighed with.
     """
     virtual_x = of_memory * answer
+    dlogit = of_memory * x - share * virtual_x  # through a sigmoid
     if s.gate == "joint":
         both = x + virtual_x
         dlogit = virtual_x - of_memory * both
         x, virtual_x = share * both, of_memory * both
     elif s.gate == "residual":
         dlogit = answer * (1 - of_memory * of_memory)
-    else:
-        dlogit = of_memory * x - share * virtual_x
     return x, virtual_x, tl.where(written, dlogit, 0.0)

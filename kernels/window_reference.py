@@ -54,9 +54,7 @@ def _look_back(seen: Seen, layer: Layer, number: Tensor) -> tuple[Tensor, Tensor
     return scores, torch.cat([kept[1], sinks[1]], dim=2)
 
 
-def _remember(
-    seen: Seen, layer: Layer, latents: Latents, number: Tensor
-) -> tuple[Tensor, Tensor]:
+def _remember(seen: Seen, layer: Layer, latents: Latents, number: Tensor) -> tuple[Tensor, Tensor]:
     """Scores over all versions' virtual tokens, -inf but for those of a query's own, and values.
 
     `[B, H, T, V M]`, and read-outs `[B, V M, E]`.

@@ -27,8 +27,8 @@ def virtual_scores(
 ):  # fmt: skip
     """Of queries i over virtual tokens u; which of its version's slots that is to each query, and
     whether it reads it."""
-    slot, read = reads(i, u, start, versions, s)
-    read &= i < tokens
+    found = reads(i, u, start, versions, s)
+    slot, read = found[0], found[1] & (i < tokens)
     query = absorbed[0] + row * absorbed[1] + head * absorbed[2]
     place = query + i.to(tl.int64) * absorbed[3] + s.lead + slot
     scores = (products + tl.load(place, mask=read, other=0).to(tl.float32)) * scale

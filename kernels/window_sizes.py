@@ -15,8 +15,10 @@ from .window_inputs import Latents, Seen
 
 OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 TILE = 16384  # bytes of a tile of keys, of values, of latents, or of what is multiplied with them
-# Of a factor: in 32 bits tensor cores take each number in two registers.
-PART = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 32}
+# Widths of a factor that is held whole, or else of its parts: in 32 bits tensor cores take each
+# number in two registers.
+WHOLE = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 0}
+PART = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 16}
 MOST = 64  # tokens of a tile: a window is not much wider
 LEAST = 16  # tensor cores take no less
 
@@ -39,7 +41,8 @@ class Sizes:
         operand: what tensor cores multiply; float32 in the interpreter, whose bfloat16 is wrong.
         block_q, block_k, block_s, block_u: queries, columns, sinks, virtual tokens of a tile.
         block_c: columns of a tile of which gradients are made.
-        part: how much of a factor's width is held at a time; of more, one part after the other.
+        whole, part: the widest factor of scores that is held whole; of a wider one, one part of so
+            much after the other.
         block_m, block_d, block_e: the powers of two that hold M's part of an absorbed query, D, E.
     """
 
@@ -62,6 +65,7 @@ class Sizes:
     block_s: int
     block_u: int
     block_c: int
+    whole: int
     part: int
     block_m: int
     block_d: int
@@ -91,11 +95,12 @@ class Sizes:
             chunk=layer.chunk,
             gate="none" if latents is None else latents.gate.kind,
             operand=tl.float32 if knobs.runtime.interpret else OPERANDS[dtype],
-            block_q=min(most, max(tile // max(block_d, block_e), LEAST)),
+            block_q=min(most // 2 if slots else most, max(tile // max(block_d, block_e), LEAST)),
             block_k=min(most, tile // block_d),
             block_c=max(min(most, tile // block_d) // 2, LEAST),
             block_s=min(most // 2, block(sinks)),
             block_u=min(most // 2, max(tile // block_e, LEAST)),
+            whole=WHOLE[dtype],
             part=PART[dtype],
             block_m=block(behind),
             block_d=block_d,

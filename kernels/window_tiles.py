@@ -1,8 +1,8 @@
 """What the training attention's kernels share: tiles, their products, their softmax, their gate.
 
-A `view` is a tensor as a kernel sees it: where it begins, and the strides of its rows, its heads and
-its tokens; the last axis has no gaps. Exponents have base 2 within kernels, logarithms that are kept
-are natural.
+A `view` is a tensor as a kernel sees it: where it begins, and the strides of its rows, its heads
+and its tokens; the last axis has no gaps. Exponents have base 2 within kernels, logarithms that
+are kept are natural.
 """
 
 import triton
@@ -11,7 +11,6 @@ import triton.language as tl
 from .constant import constexpr
 from .tile import FLOOR, load_vector
 from .window_scores import LOG2E
-
 
 
 @triton.jit
@@ -31,15 +30,15 @@ def places(rows, begin, size: constexpr, block: constexpr):
 @triton.jit
 def load(rows, size: constexpr, block: constexpr, s: constexpr):
     """Tokens as tensor cores take them, `[tokens, block]`."""
-    place, there = places(rows, 0, size, block)
-    return tl.load(place, mask=there, other=0).to(s.operand)
+    found = places(rows, 0, size, block)
+    return tl.load(found[0], mask=found[1], other=0).to(s.operand)
 
 
 @triton.jit
 def store(rows, x, size: constexpr, block: constexpr):
     """Put tokens back."""
-    place, there = places(rows, 0, size, block)
-    tl.store(place, x, mask=there)
+    found = places(rows, 0, size, block)
+    tl.store(found[0], x, mask=found[1])
 
 
 @triton.jit
@@ -56,13 +55,13 @@ def products(a, b, rows_a, rows_b, size: constexpr, block: constexpr, s: constex
     compiler drops the loads of `a` and `b` that nothing else needs.
     """
     total = tl.full([a.shape[0], b.shape[0]], 0.0, tl.float32)
-    if block <= s.part:
+    if block <= s.whole:
         return product(a, tl.trans(b), total, s)
     for begin in range(0, size, s.part):
-        place, there = places(rows_a, begin, size, s.part)
-        some = tl.load(place, mask=there, other=0)
-        place, there = places(rows_b, begin, size, s.part)
-        total = product(some, tl.trans(tl.load(place, mask=there, other=0)), total, s)
+        of_a, of_b = places(rows_a, begin, size, s.part), places(rows_b, begin, size, s.part)
+        some = tl.load(of_a[0], mask=of_a[1], other=0)
+        others = tl.load(of_b[0], mask=of_b[1], other=0)
+        total = product(some, tl.trans(others), total, s)
     return total
 
 
@@ -84,7 +83,7 @@ def take_in(top, mass, total, scores, values, s: constexpr):
 
 @triton.jit
 def close(top, mass, total):
-    """The log of the sum of exponentials, natural, and the mean; zeros for a query that saw nothing."""
+    """The natural log of the sum of exponentials, and the mean; zeros where nothing was seen."""
     any_mass = mass > 0
     some = tl.where(any_mass, mass, 1.0)
     lse = tl.where(any_mass, (top + tl.log2(some)) / LOG2E, 0.0)
