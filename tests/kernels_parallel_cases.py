@@ -19,7 +19,10 @@ SMALL: dict[str, Any] = {
 SYSTEMS: dict[str, dict[str, Any]] = {
     "default": {},
     "linear": {"memory": "ttt-linear", "gate": "query", "position": "slot", "sinks": 0},
-    "arrived": {"write": "arrived", "gate": "residual", "source": "kv", "bptt": 1},
+    "arrived": {
+        **{"write": "arrived", "gate": "residual", "source": "kv", "bptt": 1, "memory_heads": 2},
+        **{"position": "slot", "virtual": 2},
+    },
     "window": {"memory": "none"},
     "reset": {"reset_memory": True},
 }
@@ -51,8 +54,9 @@ def staggered(state: CacheState) -> CacheState:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_calls(name, monkeypatch):
-    repeat = 2 if name == "arrived" else 1
-    sizes = {"num_heads": repeat, "kv_heads": 1, "head_dim": 32}
+    sizes = {"num_heads": 1, "kv_heads": 1, "head_dim": 32}
+    if name == "arrived":  # two heads on each of two key heads, which go one after the other
+        sizes |= {"num_heads": 4, "kv_heads": 2}
     case = Case(CacheConfig(**SMALL | SYSTEMS[name]), dtype=torch.float32, **sizes)
     cache = case.build_stirred()
     tokens = case.tokens(2, 17)

@@ -1,7 +1,7 @@
-"""Attention over a long sequence, block by block of queries, in memory linear in its length.
+"""Attention over a long sequence, block by block of queries or of heads.
 
 Nothing of a block outlives it: the backward pass makes it again, as FlashAttention does
-(arXiv 2205.14135). Blocks are small, so that what they make stays in a processor's cache.
+(arXiv 2205.14135).
 """
 
 from __future__ import annotations
@@ -15,18 +15,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .product import differentiated_only
-from .span import Block
 
-Cut = tuple[Block, tuple[slice | None, ...]]
-"""A block, and what it takes of each tensor: a part of its third axis, or all of it (`None`)."""
+Part = tuple[slice, ...]
+Cut = tuple[Any, tuple[Part, ...]]
+"""What a block is told, and which part of each tensor it takes."""
+
+WHOLE: Part = ()
+
+
+def tokens(some: slice) -> Part:
+    """Some of the third axis."""
+    return (slice(None), slice(None), some)
+
+
+def heads(some: slice) -> Part:
+    """Some of the second axis."""
+    return (slice(None), some)
 
 
 def blockwise(attend: Callable[..., Tensor], cuts: list[Cut], *tensors: Tensor) -> Tensor:
     """The outputs of all blocks, `[B, H, T, D]`, differentiable by every tensor.
 
     Args:
-        attend: `attend(block, *parts)` makes the output of a block, `[B, H, t, D]`. Gradients reach
-            nothing but the parts.
+        attend: `attend(told, *parts)` makes the output of a block, which stands where its queries
+            do. Gradients reach nothing but the parts.
         cuts: one for each block.
         tensors: the first three are queries `[B, H, T, D]`, keys and values `[B, Hkv, T, D]`, of
             one dtype. Gradients by them lie side by side, `[B, T, H + 2 Hkv, D]`.
@@ -46,8 +58,8 @@ class _Blockwise(torch.autograd.Function):
         rows, heads, length, width = tensors[0].shape
         # The heads of a token stand side by side, as the projection after the attention wants them.
         output = tensors[0].new_empty(rows, length, heads, width).transpose(1, 2)
-        for block, parts in cuts:
-            output[:, :, block.queries] = attend(block, *_take(tensors, parts))
+        for told, parts in cuts:
+            output[parts[0]] = attend(told, *_take(tensors, parts))
         return output
 
     @staticmethod
@@ -57,22 +69,20 @@ class _Blockwise(torch.autograd.Function):
         sums = _sums(tensors, wanted)
 
         # A function, so that nothing of a block is left when the next one is made.
-        def add(block: Block, parts: tuple[slice | None, ...]) -> None:
+        def add(told: Any, parts: tuple[Part, ...]) -> None:
             pairs = zip(_take(tensors, parts), wanted, strict=True)
             leaves = [part.detach().requires_grad_(want) for part, want in pairs]
             with torch.enable_grad(), ctx.autocast(), differentiated_only():
-                output = ctx.attend(block, *leaves)
+                output = ctx.attend(told, *leaves)
             inputs = [leaf for leaf in leaves if leaf.requires_grad]
-            found = torch.autograd.grad(
-                output, inputs, gradient[:, :, block.queries], allow_unused=True
-            )
+            found = torch.autograd.grad(output, inputs, gradient[parts[0]], allow_unused=True)
             pieces = iter(found)
             for total, part in zip(sums, parts, strict=True):
                 if total is not None and (piece := next(pieces)) is not None:
-                    (total if part is None else total[:, :, part]).add_(piece)
+                    total[part].add_(piece)
 
-        for block, parts in ctx.cuts:
-            add(block, parts)
+        for told, parts in ctx.cuts:
+            add(told, parts)
         return None, None, *sums
 
 
@@ -84,9 +94,8 @@ def _sums(tensors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor 
     return [total if want else None for total, want in zip(every, wanted, strict=True)]
 
 
-def _take(tensors: Iterable[Tensor], parts: Iterable[slice | None]) -> list[Tensor]:
-    pairs = zip(tensors, parts, strict=True)
-    return [tensor if part is None else tensor[:, :, part] for tensor, part in pairs]
+def _take(tensors: Iterable[Tensor], parts: Iterable[Part]) -> list[Tensor]:
+    return [tensor[part] for tensor, part in zip(tensors, parts, strict=True)]
 
 
 def _autocast(device_type: str) -> Callable[[], AbstractContextManager]:

@@ -26,15 +26,13 @@ class Form:
         attend: attention to window, sinks and virtual tokens, as `ttt_cache.windowed.attend`.
         turns_once: whether `attend` wants the keys of a call after RoPE.
         run: chunks through a network, as `ttt_cache.memory.chunks.run`.
-        part: bytes of memory versions that are made again together on the way back.
         scans_again: whether the scan is made again with them, and none of them is kept.
     """
 
     attend: Callable[[HierarchicalCache, Exact, Tensor | None, Span], Tensor]
     turns_once: Callable[[HierarchicalCache], bool]
     run: Callable[[Given], Versions]
-    part: int
     scans_again: bool
 
 
-PLAIN = Form(windowed.attend, windowed.turns_once, chunks.run, part=2**24, scans_again=False)
+PLAIN = Form(windowed.attend, windowed.turns_once, chunks.run, scans_again=False)

@@ -22,6 +22,8 @@ from .span import Span
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
 
+PART = 2**24  # bytes of memory versions that are made again together on the way back
+
 
 class Grid(NamedTuple):
     """Where the tokens stand that the memory takes in during a call.
@@ -87,13 +89,8 @@ def parts(
     features: Tensor,
     span: Span,
     state: MemoryState,
-    nbytes: int,
 ) -> Iterator[Part]:
-    """The grid, some chunks at a time: what a part needs going back does not pile up.
-
-    Args:
-        nbytes: of the versions in a part.
-    """
+    """The grid, some chunks at a time: what a part needs going back does not pile up."""
     window, bptt = cache.window, cache.config.bptt
     batch, (_, chunks) = features.shape[0], grid.complete.shape
     column = (grid.token - span.start[:, None] + window.wait - 1).clamp(0, features.shape[2] - 1)
@@ -101,7 +98,7 @@ def parts(
     valid = grid.valid.expand(batch, -1).unflatten(1, (-1, window.chunk))
     complete = grid.complete.expand(batch, -1)
     horizons = set(range(0, chunks, bptt)) if bptt else {0}
-    most = max(1, nbytes // max(1, sum(part.nbytes for part in state.values())))
+    most = max(1, PART // max(1, sum(part.nbytes for part in state.values())))
     bounds = sorted(horizons | {*range(0, chunks, most), chunks})
     sizes = [end - start for start, end in pairwise(bounds)]
     split = zip(*(z.split(sizes, dim=1) for z in (laid, valid, complete)), strict=True)

@@ -45,7 +45,7 @@ def versions(
     grid, readouts = Grid.of(cache.window, span), [old.readout[:, None]]
     state = _start(cache, memory, old)
     with full_precision(features):
-        for part in parts(cache, grid, features, span, state, form.part):
+        for part in parts(cache, grid, features, span, state):
             given = part.begin(state), part.tokens, part.valid, part.closes
             if form.scans_again:
                 found, state = _again(cache, memory, partial(_scan_and_read, form), *given)
@@ -128,7 +128,7 @@ def answers(
     asked = asked.unflatten(2, (-1, window.chunk)).permute(2, 0, 1, 3, 4)  # [K, B, h, C, d]
     state, newest, found = _start(cache, memory, old), old.readout, []
     with full_precision(features):
-        for part in parts(cache, grid, features, span, state, form.part):
+        for part in parts(cache, grid, features, span, state):
             queries, start = asked[part.chunks], part.begin(state)
             closed, state = memory.scan(start, part.tokens, part.valid, part.closes, run=form.run)
             if window.arrived:

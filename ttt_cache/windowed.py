@@ -1,7 +1,7 @@
 """Attention of a call to what is seen exactly and to virtual tokens, in plain PyTorch.
 
 Queries are cut into blocks that attend to their own block and the window before it, so nothing is
-T x T (`ttt_cache.blocks`).
+T x T (`ttt_cache.blocks`). Blocks are small: what they make stays in a processor's cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from . import reading
 from .attention import softmax
-from .blocks import blockwise
+from .blocks import WHOLE, Part, blockwise, tokens
 from .product import last_product
 from .span import BLOCK, Block, Span
 
@@ -41,8 +41,9 @@ class Exact(NamedTuple):
     sink_values: Tensor
 
     @staticmethod
-    def cut(block: Block) -> tuple[slice | None, ...]:
-        return (block.queries, block.new, block.new, block.old, block.old, None, None)
+    def cut(block: Block) -> tuple[Part, ...]:
+        new, old = tokens(block.new), tokens(block.old)
+        return (tokens(block.queries), new, new, old, old, WHOLE, WHOLE)
 
 
 def turns_once(cache: HierarchicalCache) -> bool:
@@ -93,8 +94,8 @@ def _attend_to_all(cache: HierarchicalCache, exact: Exact, readouts: Tensor, spa
         on_exact, remembered = shared
         return (_output(cache, on_exact, seen) + remembered).flatten(1, 2)
 
-    whole = (None,) * len(weights)
-    cuts = [(block, (*Exact.cut(block), block.groups, *whole)) for block in span.blocks()]
+    whole = (WHOLE,) * len(weights)
+    cuts = [(block, (*Exact.cut(block), tokens(block.groups), *whole)) for block in span.blocks()]
     return blockwise(attend, cuts, *exact, readouts, *weights.values())
 
 
