@@ -77,7 +77,7 @@ def window_queries(
 
 
 @triton.jit
-def by_gate(x, answer, share, of_memory, written, s: constexpr):
+def by_gate(x, answer, share, of_memory, s: constexpr):
     """What is taken from the gradients of both branches' scores, and the gradient of the logit.
 
     Args:
