@@ -47,7 +47,7 @@ def window_queries(
             absorbed, readouts, slot_bias_ptr, dlatent, latent, virtual_lse, of_memory,
             i, first, row, head, start, tokens, versions, scale, s,
         )  # fmt: skip
-        x, virtual_x, dlogit = by_gate(x, answer, share, of_memory, written, s)
+        x, virtual_x, dlogit = by_gate(x, answer, share, of_memory, s)
         tl.store(kept_ptr + 2 * branch + per_query, of_memory, mask=there)
         tl.store(kept_ptr + 3 * branch + per_query, virtual_x, mask=there)
         if s.gate != "fixed":
@@ -77,12 +77,12 @@ def window_queries(
 
 
 @triton.jit
-def by_gate(x, answer, share, of_memory, written, s: constexpr):
+def by_gate(x, answer, share, of_memory, s: constexpr):
     """What is taken from the gradients of both branches' scores, and the gradient of the logit.
 
     Args:
         x: what the window gave of the output, times the output's gradient.
-        answer: the memory's answer, before it is weighed, times the same.
+        answer: the memory's answer, before it is weighed, times the same; 0 where not written.
         share, of_memory: what window and memory are weighed with.
     """
     virtual_x = of_memory * answer
@@ -93,4 +93,4 @@ def by_gate(x, answer, share, of_memory, written, s: constexpr):
         x, virtual_x = share * both, of_memory * both
     elif s.gate == "residual":
         dlogit = answer * (1 - of_memory * of_memory)
-    return x, virtual_x, tl.where(written, dlogit, 0.0)
+    return x, virtual_x, dlogit
