@@ -97,6 +97,30 @@ class LatentTokens(VirtualTokens):
         by_version = scores.unflatten(-1, (readout.shape[2], self.slots))
         return (by_version + slots.unsqueeze(-2)).flatten(-2)
 
+    @property
+    def of_tokens(self) -> list[Tensor]:
+        """The weights that virtual keys and values are made with."""
+        return [self.to_key, self.to_value, self.slot_key]
+
+    def make(self, tokens: dict[str, Tensor], readout: Tensor) -> None:
+        """Keys and values `[B, Hkv, M, D]` of read-outs `[B, M, E]`, in place, beside the latter.
+
+        For whoever reads them so often that building them is cheaper.
+        """
+        keys, values = tokens["keys"], tokens["values"]
+        tokens["readout"].copy_(readout)
+        latents = readout[:, None].to(keys.dtype).expand(-1, keys.shape[1], -1, -1)
+        to_key, slot_key = (w.to(keys.dtype).transpose(1, 2) for w in (self.to_key, self.slot_key))
+        torch.add(matmul_heads(latents, to_key), slot_key, out=keys)
+        values.copy_(matmul_heads(latents, self.to_value.to(values.dtype)))
+
+    def score_made(self, q: Tensor, keys: Tensor) -> Tensor:
+        """As `score`, for one query `[B, Hkv, R, D]` of each head: `[B, Hkv, R, M]`."""
+        scores = (keys @ (q * self.scale).transpose(-1, -2)).transpose(-1, -2)
+        if self.position == "none":
+            return scores
+        return scores + self.bias().view(*q.shape[1:3], -1).to(q.dtype)
+
     def mix(self, weights: Tensor, readout: Tensor) -> Tensor:
         latents = readout.flatten(2, 3).to(weights.dtype)
         to_value = self.to_value.to(weights.dtype)

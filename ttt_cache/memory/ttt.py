@@ -54,7 +54,9 @@ class TTT(Memory):
         self.heads, self.head_dim, self.chunk = heads, head_dim, chunk
         self.latent_dim = heads * head_dim
         self.width = 2 * self.latent_dim + heads
-        self.project = nn.Parameter(torch.randn(width_in, self.width, **factory) / width_in**0.5)
+        project = torch.randn(width_in, self.width, **factory) / width_in**0.5
+        # Column by column in memory: a product with one token reads it in half the time on a CPU.
+        self.project = nn.Parameter(project.t().contiguous().t())
         self.rate = nn.Parameter(torch.zeros(heads, **factory))
         if slots is not None:
             self.slot_query = nn.Parameter(torch.randn(heads, slots, head_dim, **factory))

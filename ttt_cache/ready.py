@@ -1,0 +1,105 @@
+"""Virtual keys and values that lie ready, where a read-out is read many times before it changes.
+
+A read-out changes once in C steps. For few rows, a CPU would spend most of a step's time on reading
+the weights that make virtual tokens of it (`memory/tokens.py`) from main memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .memory.tokens import LatentTokens
+from .precision import full_precision
+from .rows import captured, change
+
+ROWS = 32  # computing a product with so many rows takes as long as reading its matrix
+
+
+def pays(reader: LatentTokens, readout: Tensor, heads: int, chunk: int) -> bool:
+    """Whether making tokens of every version costs less than absorbing weights in every step.
+
+    Rows in different phases publish in different steps, and each reads the weights for itself.
+
+    Args:
+        readout: `[B, M, E]`.
+        heads: query heads, H.
+        chunk: steps from a version to the next, C.
+    """
+    # Inference tensors do not count what is written to them.
+    if captured(readout.device) or any(w.is_inference() for w in reader.of_tokens):
+        return False
+    batch, queries = len(readout), len(readout) * heads // len(reader.to_key)
+    return batch * (ROWS + reader.slots) < chunk * (ROWS + queries)
+
+
+class Weights(NamedTuple):
+    """Weights as they were.
+
+    Attributes:
+        kept: detached, they share memory and version counter with the weights.
+        versions: how often each had been written to.
+    """
+
+    kept: list[Tensor]
+    versions: list[int]
+
+    @classmethod
+    def of(cls, weights: list[Tensor]) -> Weights:
+        return cls([w.detach() for w in weights], [w._version for w in weights])
+
+    def still(self, weights: list[Tensor]) -> bool:
+        """Whether these are the same, not written to since.
+
+        Only what goes past the version counter, through `.data`, shows no earlier than in the next
+        version, as everything does that the read-outs themselves are made of.
+        """
+        return [w._version for w in weights] == self.versions and all(
+            w.is_set_to(kept) for w, kept in zip(weights, self.kept, strict=True)
+        )
+
+
+class Ready:
+    """The virtual tokens of one state's read-outs: derived from the state, and no part of it.
+
+    States and weights may be changed from outside in many ways, and nobody has to say so: tokens
+    are compared with what they were made of, and made again, row by row, where that is new.
+    """
+
+    def __init__(self) -> None:
+        self.weights = Weights([], [])
+        self.made: dict[str, Tensor] = {}
+
+    def tokens(
+        self, reader: LatentTokens, readout: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of read-outs `[B, M, E]`: `[B, Hkv, M, D]` each, in `dtype`."""
+        made = self.made
+        if not (made and self.weights.still(reader.of_tokens) and _fit(made, readout, dtype)):
+            self.weights = Weights.of(reader.of_tokens)
+            made = self.made = _unmade(reader, readout, dtype)
+        if not torch.equal(made["readout"], readout):
+            changed = (made["readout"] != readout).flatten(1).any(1)  # NaN always is
+            with full_precision(readout):
+                change(changed, made, reader.make, readout)
+        return made["keys"], made["values"]
+
+
+def _fit(made: dict[str, Tensor], readout: Tensor, dtype: torch.dtype) -> bool:
+    """Whether tokens of the read-outs have a place."""
+    old = made["readout"]
+    return (old.shape, old.dtype, made["keys"].dtype) == (readout.shape, readout.dtype, dtype)
+
+
+def _unmade(reader: LatentTokens, readout: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Room for tokens, none of them made."""
+    kv_heads, head_dim, slots = reader.slot_key.shape
+    tokens = (len(readout), kv_heads, slots, head_dim)
+    with torch.inference_mode(False):  # or a step that is not within that mode could not write
+        return {
+            "readout": torch.full(readout.shape, torch.nan, dtype=readout.dtype),
+            "keys": torch.zeros(tokens, dtype=dtype),
+            "values": torch.zeros(tokens, dtype=dtype),
+        }
