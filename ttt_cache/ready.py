@@ -6,33 +6,22 @@ the weights that make virtual tokens of it (`memory/tokens.py`) from main memory
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .memory import VirtualTokens
 from .memory.tokens import LatentTokens
 from .precision import full_precision
 from .rows import captured, change
 
+if TYPE_CHECKING:
+    from .cache import HierarchicalCache
+    from .state import CacheState
+
 ROWS = 32  # computing a product with so many rows takes as long as reading its matrix
-
-
-def pays(reader: LatentTokens, readout: Tensor, heads: int, chunk: int) -> bool:
-    """Whether making tokens of every version costs less than absorbing weights in every step.
-
-    Rows in different phases publish in different steps, and each reads the weights for itself.
-
-    Args:
-        readout: `[B, M, E]`.
-        heads: query heads, H.
-        chunk: steps from a version to the next, C.
-    """
-    # Inference tensors do not count what is written to them.
-    if captured(readout.device) or any(w.is_inference() for w in reader.of_tokens):
-        return False
-    batch, queries = len(readout), len(readout) * heads // len(reader.to_key)
-    return batch * (ROWS + reader.slots) < chunk * (ROWS + queries)
 
 
 class Weights(NamedTuple):
@@ -103,3 +92,32 @@ def _unmade(reader: LatentTokens, readout: Tensor, dtype: torch.dtype) -> dict[s
             "keys": torch.zeros(tokens, dtype=dtype),
             "values": torch.zeros(tokens, dtype=dtype),
         }
+
+
+def read(
+    cache: HierarchicalCache, reader: VirtualTokens, q: Tensor, state: CacheState
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Virtual tokens of a state, for one query of each head, `[B, Hkv, R, 1, D]`.
+
+    Returns:
+        scores `[B, Hkv, R, 1, M]`, and what makes of such weights `[B, Hkv, R, 1, D]`.
+    """
+    if isinstance(reader, LatentTokens) and _pays(cache, reader, state.readout):
+        keys, values = state.ready.tokens(reader, state.readout, q.dtype)
+        scores = reader.score_made(q.squeeze(3), keys).unsqueeze(3)
+        return scores, lambda weights: (weights.squeeze(3) @ values).unsqueeze(3)
+    readout = state.readout[:, None, None]  # one group of one query, one version
+    scores = reader.score(q.unsqueeze(3), readout).squeeze(3)
+    return scores, lambda weights: reader.mix(weights.unsqueeze(3), readout).squeeze(3)
+
+
+def _pays(cache: HierarchicalCache, reader: LatentTokens, readout: Tensor) -> bool:
+    """Whether making tokens of every version costs less than absorbing weights in every step.
+
+    Rows in different phases publish in different steps, and each reads the weights for itself.
+    """
+    # Inference tensors do not count what is written to them.
+    if captured(readout.device) or any(w.is_inference() for w in reader.of_tokens):
+        return False
+    batch, queries = len(readout), len(readout) * cache.num_heads // cache.kv_heads
+    return batch * (ROWS + reader.slots) < cache.window.chunk * (ROWS + queries)

@@ -8,7 +8,6 @@ The CPU captures nothing, and there it is not computed (`rows.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,8 @@ from torch import Tensor
 from . import recent
 from .attention import softmax
 from .memory import TTT, Frames, Memory, MemoryState, QueryReader, VirtualTokens
-from .memory.tokens import LatentTokens
 from .precision import full_precision
-from .ready import pays
+from .ready import read
 from .recent import Slot
 from .rows import change, unless_all
 from .state import CacheState
@@ -185,21 +183,7 @@ def _attend(
     q = cache.by_key_head(q)
     # By the count, not the token: a row outside the mask has not written what its token would.
     written = cache.written(state.count)[:, None, None, None, None]
-    virtual, mix = _virtual(cache, reader, q, state)
+    virtual, mix = read(cache, reader, q, state)
     virtual = virtual.masked_fill_(~written, float("-inf"))
     on_recent, on_virtual = cache.gate(scores, virtual, written, q)
     return _mixed(on_recent, values) + mix(on_virtual).flatten(1, 2)
-
-
-def _virtual(
-    cache: HierarchicalCache, reader: VirtualTokens, q: Tensor, state: CacheState
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Scores `[B, Hkv, R, 1, M]` of queries `[B, Hkv, R, 1, D]`, and what mixes values by weights."""
-    latent = isinstance(reader, LatentTokens)
-    if latent and pays(reader, state.readout, cache.num_heads, cache.window.chunk):
-        keys, made = state.ready.tokens(reader, state.readout, q.dtype)
-        scores = reader.score_made(q.squeeze(3), keys).unsqueeze(3)
-        return scores, lambda weights: (weights.squeeze(3) @ made).unsqueeze(3)
-    readout = state.readout[:, None, None]  # one group of one query, one version
-    scores = reader.score(q.unsqueeze(3), readout).squeeze(3)
-    return scores, lambda weights: reader.mix(weights.unsqueeze(3), readout).squeeze(3)
