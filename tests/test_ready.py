@@ -217,6 +217,22 @@ def test_tokens_are_made_once_for_a_version_and_a_row(monkeypatch):
     assert made == [1, 1, 1, 1]  # after 11 and 15 tokens of each row
 
 
+def test_an_interruption_leaves_nothing_stale(monkeypatch):
+    def interrupted(_, tokens, readout):
+        tokens["keys"].fill_(7)
+        raise KeyboardInterrupt
+
+    cache, state = begun()
+    before = state.readout.clone()
+    state.readout.mul_(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(ready.LatentTokens, "make", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.stream(*CASE.tokens(ROWS, 1), state)
+    state.readout.copy_(before)
+    assert_fresh(cache, state)
+
+
 def test_a_state_shares_its_tokens_with_no_other():
     _, state = begun()
     for other in (state.clone(), state.detach(), state.filled(dict(state.tensors()))):

@@ -15,7 +15,7 @@ from torch import Tensor
 from .memory import VirtualTokens
 from .memory.tokens import LatentTokens
 from .precision import full_precision
-from .rows import captured, change
+from .rows import captured, change, per_row
 
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
@@ -67,10 +67,12 @@ class Ready:
         """Keys and values of read-outs `[B, M, E]`: `[B, Hkv, M, D]` each, in `dtype`."""
         made = self.made
         if not (made and self.weights.still(reader.of_tokens) and _fit(made, readout, dtype)):
-            self.weights = Weights.of(reader.of_tokens)
             made = self.made = _unmade(reader, readout, dtype)
+            self.weights = Weights.of(reader.of_tokens)
         if not torch.equal(made["readout"], readout):
             changed = (made["readout"] != readout).flatten(1).any(1)  # NaN always is
+            # An interruption must leave nothing that seems to fit.
+            made["readout"].masked_fill_(per_row(changed, readout), torch.nan)
             with full_precision(readout):
                 change(changed, made, reader.make, readout)
         return made["keys"], made["values"]
@@ -88,9 +90,9 @@ def _unmade(reader: LatentTokens, readout: Tensor, dtype: torch.dtype) -> dict[s
     tokens = (len(readout), kv_heads, slots, head_dim)
     with torch.inference_mode(False):  # or a step that is not within that mode could not write
         return {
-            "readout": torch.full(readout.shape, torch.nan, dtype=readout.dtype),
             "keys": torch.zeros(tokens, dtype=dtype),
             "values": torch.zeros(tokens, dtype=dtype),
+            "readout": torch.full(readout.shape, torch.nan, dtype=readout.dtype),
         }
 
 
