@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,8 +44,10 @@ class CacheState:
     memory: MemoryState
     readout: Tensor
     backend: Backend = REFERENCE
-    # Of `init=False`: a state that is made of this one, by `replace`, begins its own.
-    ready: Ready = field(init=False, repr=False, compare=False, default_factory=Ready)
+
+    def __post_init__(self) -> None:
+        # No field: a state that is made of this one by `replace`, as FSDP does, begins its own.
+        self.ready = Ready()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name, memory tensors as `memory.<name>`."""
