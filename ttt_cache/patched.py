@@ -61,7 +61,10 @@ class PatchedAttention(StreamingMultiheadAttention):
         width = self.embed_dim // self.num_heads
         heads = self.in_projs[0](x).unflatten(-1, (-1, width)).transpose(1, 2)
         kv_heads = self.num_heads // self.kv_repeat
-        unpacked = _Unpacked.apply(heads, (self.num_heads, kv_heads, kv_heads))
+        sizes = (self.num_heads, kv_heads, kv_heads)
+        if not heads.requires_grad:
+            return heads.split(sizes, dim=1)
+        unpacked = _Unpacked.apply(heads, sizes)
         assert unpacked is not None
         return unpacked
 

@@ -8,6 +8,7 @@ tensors and nothing here synchronises with the host. A ring is a tensor `[B, H, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -105,12 +106,22 @@ def mix(weights: Tensor, ring: Tensor) -> Tensor:
     if captured(ring.device):
         return weights @ ring
     # A product with so few rows does not read the ring in order; a sum of an embedding's rows does.
-    tokens = torch.arange(ring.shape[:3].numel()).view(-1, 1, ring.shape[2])
-    tokens = tokens.expand(-1, weights.shape[2], -1).flatten(0, 1)
+    tokens, starts = _bags(ring.shape[:2].numel(), *weights.shape[2:])
     # Under autocast weights are narrower than the ring.
-    table, shares = ring.reshape(-1, ring.shape[3]), weights.to(ring.dtype).reshape(tokens.shape)
-    found = embedding_bag(tokens, table, mode="sum", per_sample_weights=shares)
+    table, shares = ring.reshape(-1, ring.shape[3]), weights.to(ring.dtype).reshape(-1)
+    found = embedding_bag(tokens, table, starts, mode="sum", per_sample_weights=shares)
     return found.view(*weights.shape[:3], -1).to(weights.dtype)
+
+
+@lru_cache(maxsize=8)
+def _bags(rings: int, queries: int, capacity: int) -> tuple[Tensor, Tensor]:
+    """The tokens that are summed among those of all rings, by query, and where each query's begin.
+
+    Made once: in a step for one row that takes as long as the sum itself.
+    """
+    with torch.inference_mode(False):  # they outlive it
+        tokens = torch.arange(rings * capacity).view(rings, 1, capacity).expand(-1, queries, -1)
+        return tokens.flatten(), torch.arange(rings * queries) * capacity
 
 
 def take(columns: Tensor, index: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .backend import REFERENCE, Backend
 from .checks import check_mask
 from .memory import Memory, MemoryState
+from .ready import Ready
 from .recent import Window
 from .rows import per_row
 
@@ -31,6 +32,7 @@ class CacheState:
         memory: the memory's own state (fast weights, gradient so far).
         readout: what queries read of the newest memory version, `[B, *]`.
         backend: what answers streaming steps of one token, chosen when the state is made.
+        ready: virtual tokens of the read-outs, where they lie ready; never saved nor copied.
     """
 
     count: Tensor
@@ -42,6 +44,10 @@ class CacheState:
     memory: MemoryState
     readout: Tensor
     backend: Backend = REFERENCE
+
+    def __post_init__(self) -> None:
+        # No field: a state that is made of this one by `replace`, as FSDP does, begins its own.
+        self.ready = Ready()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name, memory tensors as `memory.<name>`."""

@@ -18,6 +18,7 @@ from . import bare, recent
 from .attention import softmax
 from .memory import TTT, Frames, Memory, MemoryState, QueryReader, VirtualTokens
 from .precision import full_precision
+from .ready import read
 from .recent import Slot
 from .rows import change, unless_all
 from .state import CacheState
@@ -184,9 +185,7 @@ def _attend(
     q = cache.by_key_head(q)
     # By the count, not the token: a row outside the mask has not written what its token would.
     written = cache.written(state.count)[:, None, None, None, None]
-    readout = state.readout[:, None, None]  # one group of one query, one version
-    virtual = reader.score(q.unsqueeze(3), readout).squeeze(3)
+    virtual, mix = read(cache, reader, q, state)
     virtual = virtual.masked_fill_(~written, float("-inf"))
     on_recent, on_virtual = cache.gate(scores, virtual, written, q)
-    remembered = reader.mix(on_virtual.unsqueeze(3), readout).squeeze(3)
-    return _mixed(on_recent, values) + remembered.flatten(1, 2)
+    return _mixed(on_recent, values) + mix(on_virtual).flatten(1, 2)

@@ -103,3 +103,12 @@ class Memory(nn.Module, abc.ABC):
 def by_token(heads: Tensor) -> Tensor:
     """All heads of a token side by side: `[B, H, T, D]` -> `[B, T, H * D]`."""
     return heads.transpose(1, 2).flatten(2)
+
+
+def by_column(matrix: Tensor) -> Tensor:
+    """The same, its columns one after the other in memory.
+
+    The product of few tokens with a weight `[in, out]` reads it in that order: on a CPU, where that
+    is all it takes, in half to three quarters of the time.
+    """
+    return matrix.t().contiguous().t()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Frames
+from .base import Frames, by_column
 from .network import unit
 from .ttt import TTT
 
@@ -30,7 +30,8 @@ class QueryReader(nn.Module):
     ) -> None:
         super().__init__()
         self.source, self.num_heads = source, num_heads
-        self.project = nn.Parameter(torch.randn(width_in, latent_dim, **factory) / width_in**0.5)
+        project = torch.randn(width_in, latent_dim, **factory) / width_in**0.5
+        self.project = nn.Parameter(by_column(project))
         self.to_output = nn.Parameter(torch.zeros(latent_dim, num_heads * head_dim, **factory))
 
     def queries(self, memory: TTT, frames: Frames) -> Tensor:

@@ -2,7 +2,7 @@
 
 With latent read-outs `r_m` of width E, `K_m = W_K r_m + key_m` and `V_m = W_V r_m` for each key
 head. So `q . K_m = (W_K^T q) . r_m + q . key_m` and `sum_m p_m V_m = W_V (sum_m p_m r_m)`: keys and
-values at model width are never built. DeepSeek-V2 (arXiv 2405.04434, section 2.1.2) absorbs its
+values at model width need not be built. DeepSeek-V2 (arXiv 2405.04434, section 2.1.2) absorbs its
 low-rank key-value projections in the same way.
 """
 
@@ -96,6 +96,30 @@ class LatentTokens(VirtualTokens):
             slots = slots + self.bias().view(*q.shape[1:3], 1, 1, -1).to(q.dtype)
         by_version = scores.unflatten(-1, (readout.shape[2], self.slots))
         return (by_version + slots.unsqueeze(-2)).flatten(-2)
+
+    @property
+    def of_tokens(self) -> list[Tensor]:
+        """The weights that virtual keys and values are made with."""
+        return [self.to_key, self.to_value, self.slot_key]
+
+    def make(self, tokens: dict[str, Tensor], readout: Tensor) -> None:
+        """Keys and values `[B, Hkv, M, D]` of read-outs `[B, M, E]`, in place, beside the latter.
+
+        For whoever reads them so often that building them is cheaper.
+        """
+        keys, values = tokens["keys"], tokens["values"]
+        latents = readout[:, None].to(keys.dtype).expand(-1, keys.shape[1], -1, -1)
+        to_key, slot_key = (w.to(keys.dtype).transpose(1, 2) for w in (self.to_key, self.slot_key))
+        torch.add(matmul_heads(latents, to_key), slot_key, out=keys)
+        values.copy_(matmul_heads(latents, self.to_value.to(values.dtype)))
+        tokens["readout"].copy_(readout)  # last: then they are whole
+
+    def score_made(self, q: Tensor, keys: Tensor) -> Tensor:
+        """As `score`, for one query `[B, Hkv, R, D]` of each head: `[B, Hkv, R, M]`."""
+        scores = (keys @ (q * self.scale).transpose(-1, -2)).transpose(-1, -2)
+        if self.position == "none":
+            return scores
+        return scores + self.bias().view(*q.shape[1:3], -1).to(q.dtype)
 
     def mix(self, weights: Tensor, readout: Tensor) -> Tensor:
         latents = readout.flatten(2, 3).to(weights.dtype)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import chunks, delta, network
-from .base import Frames, Memory, MemoryState
+from .base import Frames, Memory, MemoryState, by_column
 from .delta import Chunk, Rule
 from .network import READ_EPS, FastWeights, rms_norm, unit
 
@@ -55,7 +55,8 @@ class TTT(Memory):
         self.heads, self.head_dim, self.chunk = heads, head_dim, chunk
         self.latent_dim = heads * head_dim
         self.width = 2 * self.latent_dim + heads
-        self.project = nn.Parameter(torch.randn(width_in, self.width, **factory) / width_in**0.5)
+        project = torch.randn(width_in, self.width, **factory) / width_in**0.5
+        self.project = nn.Parameter(by_column(project))
         self.rate = nn.Parameter(torch.zeros(heads, **factory))
         if slots is not None:
             self.slot_query = nn.Parameter(torch.randn(heads, slots, head_dim, **factory))
