@@ -73,4 +73,4 @@ def _check_same(path: Path, name: str, saved: Any, here: Any) -> None:
         for key in [*here, *(saved.keys() - here.keys())]:
             _check_same(path, f"{name}.{key}" if name else key, saved.get(key), here.get(key))
     elif saved != here:
-        raise ValueError(f"{path}: {name}: the session was saved with {saved}, this has {here}")
+        raise ValueError(f"{path}: {name}: the session was saved with {saved}, here it is {here}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from moshi.models.lm import LMGen
 from moshi.modules.streaming import State, StreamingModule
 from moshi.modules.transformer import RingKVCache, StreamingMultiheadAttention
@@ -119,6 +120,7 @@ class Running:
         return {name: getattr(state, key) for name, (state, key) in self.counters.items()}
 
 
+@torch.no_grad()
 def running(gen: LMGen, mimi: StreamingModule | None) -> Running:
     """The state of LMGen, of its language model and of Mimi, if given; all must be streaming.
 
