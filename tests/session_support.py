@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from models import SMALL, random_codes, stir, tiny_lm
 from moshi.conditioners import ConditionAttributes
@@ -16,6 +17,12 @@ from torch import Tensor, nn
 import ttt_cache
 
 Said = list[Tensor | None]
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch) -> None:
+    """Hundreds of sessions are written here; `session_process.py` writes them for good."""
+    monkeypatch.setattr("ttt_cache.files.os.fsync", lambda _: None)
 
 
 def moshi(settings: dict[str, Any] | None = None, **changes: Any) -> LMModel:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from data_support import FRAME, tiny_mimi
+from hypothesis import given
+from hypothesis import strategies as st
 from models import tiny_lm
 from session_support import (
     begin_anew,
@@ -23,6 +27,7 @@ from session_support import (
     same,
     say,
     talk,
+    without_waiting_for_the_disk,  # noqa: F401
 )
 from test_presets import small
 
@@ -130,6 +135,45 @@ def test_masks_and_resets(in_sync, tmp_path):
     ttt_cache.load_session(gen, tmp_path / "talk")
     assert remembered(gen) == saved
     assert same(rest(), expected)
+
+
+@functools.cache
+def any_model():
+    return moshi({"layers": [0], "sinks": 1}, num_layers=2)
+
+
+@given(data=st.data())
+def test_interrupted_anywhere_and_as_often(data):
+    """Sampling, with masks and resets: as if nobody had stopped."""
+    length, rows = 24, st.lists(st.booleans(), min_size=3, max_size=3).map(torch.tensor)
+    places = st.integers(0, length - 1)
+    masks = data.draw(st.dictionaries(places, rows, max_size=4), label="masks")
+    resets = data.draw(st.dictionaries(places, rows, max_size=2), label="resets")
+    breaks = data.draw(st.sets(places, min_size=1, max_size=3), label="breaks")
+    gen = talk(any_model(), 3, support_out_of_sync=data.draw(st.booleans()))
+    codes = frames(gen.lm_model, length, 3)
+
+    def talked(breaks: set[int]) -> tuple[list, dict]:
+        begin_anew(gen, batch=3)
+        torch.manual_seed(4)
+        said = []
+        for step in range(length):
+            if step in resets:
+                gen.reset_streaming(resets[step])
+            if step in masks:
+                gen.set_exec_mask(masks[step])
+            if step in breaks:
+                with TemporaryDirectory() as folder:
+                    path = ttt_cache.save_session(gen, Path(folder, "talk"))
+                    torch.manual_seed(step)
+                    begin_anew(gen, batch=3)
+                    ttt_cache.load_session(gen, path)
+            said.append(gen.step(codes[:, :, step : step + 1]))
+        return said, remembered(gen)
+
+    (expected, at_end), (said, end) = talked(set()), talked(breaks)
+    assert same(said, expected)
+    assert end == at_end
 
 
 def test_with_mimi(tmp_path):

@@ -18,7 +18,15 @@ from models import tiny_lm
 from moshi.models.lm import LMGen
 from moshi.modules.streaming import State
 from safetensors import SafetensorError
-from session_support import conditioned, frames, moshi, remembered, say, talk
+from session_support import (
+    conditioned,
+    frames,
+    moshi,
+    remembered,
+    say,
+    talk,
+    without_waiting_for_the_disk,  # noqa: F401
+)
 
 import ttt_cache
 from ttt_cache import session_file
@@ -142,7 +150,8 @@ def test_a_state_of_another_dtype(gen, file):
     attention = gen.lm_model.transformer.layers[1].self_attn
     ring = attention._streaming_state.kv_cache
     ring.cache = ring.cache.double()
-    refused(gen, file, ValueError, r"kv_cache\.cache must be torch\.float64 of shape .* torch\.float32")
+    match = r"kv_cache\.cache must be torch\.float64 of shape .* got torch\.float32"
+    refused(gen, file, ValueError, match)
 
 
 @pytest.mark.parametrize(

@@ -19,18 +19,19 @@ from session_support import (
     same,
     say,
     talk,
+    without_waiting_for_the_disk,  # noqa: F401
 )
 
 import ttt_cache
 
-LENGTH, TALKS = 60, 4
-SETTINGS = {"layers": [0, 2], "sinks": 1}  # beside a stock layer
+LENGTH, TALKS = 50, 4
+SETTINGS = {"layers": [0], "sinks": 1}  # beside a stock layer
 
 
 @functools.cache
 def model(copy: int):
     """Two of them, since a model streams one batch at a time; `copy` 0 says what is right."""
-    return moshi(SETTINGS)
+    return moshi(SETTINGS, num_layers=2)
 
 
 @functools.cache
@@ -134,11 +135,15 @@ def test_guided_rows_bring_their_conditions_along(where, tmp_path):
     say(two, heard[:, :, :20])
     ttt_cache.save_session(two, tmp_path / "glad", row=1)
     expected = cat(say(two, heard[:, :, 20:]))[1]
+    brought = getattr(two._streaming_state, f"condition_{where}")[[1, 3]]
     lm, told = conditioned(where, ["calm"] * 6)
     three = talk(lm, 3, condition_tensors=told, **options)
     mixed = torch.stack([heard[1], heard[0], heard[1]])
     before = say(three, mixed[:, :, :20])
     ttt_cache.load_session(three, tmp_path / "glad", row=[0, 2])
+    there = getattr(three._streaming_state, f"condition_{where}")
+    assert torch.equal(there[[0, 3]], brought)
+    assert torch.equal(there[[2, 5]], brought)
     said = cat(say(three, mixed[:, :, 20:]))
     assert torch.equal(said[0], expected)
     assert torch.equal(said[2], expected)

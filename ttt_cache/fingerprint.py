@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 from moshi.modules.transformer import StreamingMultiheadAttention
@@ -31,13 +32,19 @@ def structure(root: nn.Module) -> str:
 def facts(module: nn.Module) -> list[tuple[str, str]]:
     """What a module is built with, in its public attributes: Moshi's config (heads, context,
     delays, the period of its rotations, eps of a norm, an activation) is nowhere else."""
-    plain = bool, int, float, str, list, tuple, torch.dtype, type(None)
-    found = {name: repr(value) for name, value in vars(module).items() if isinstance(value, plain)}
+    found = {name: repr(value) for name, value in vars(module).items() if _plain(value)}
     if (activation := getattr(module, "activation", None)) is not None:
         found["activation"] = getattr(activation, "__name__", type(activation).__name__)
     if not isinstance(module, StreamingMultiheadAttention):  # which a patch makes one of its own
         found["class"] = type(module).__name__
     return sorted((n, v) for n, v in found.items() if n[0] != "_" and n != "training")
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value says the same of itself in every process."""
+    if isinstance(value, (list, tuple)):
+        return all(_plain(item) for item in value)
+    return isinstance(value, (bool, int, float, str, torch.dtype, type(None)))
 
 
 @torch.no_grad()
@@ -56,7 +63,7 @@ def weights(root: nn.Module, adapter: bool = False) -> str:
             values.append(sample.contiguous().view(torch.uint8))
     for device in sorted({str(value.device) for value in values}):  # one transfer for each
         there = [value for value in values if str(value.device) == device]
-        found.update(torch.cat(there).cpu().numpy())
+        found.update(torch.cat(there).cpu().numpy().data)
     return found.hexdigest()[:16]
 
 

@@ -85,5 +85,5 @@ def checksum(tensors: dict[str, Tensor], described: Described) -> str:
     found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.view(-1).view(torch.uint8).numpy())
+        found.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

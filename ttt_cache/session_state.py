@@ -130,8 +130,10 @@ def running(gen: LMGen, mimi: StreamingModule | None) -> Running:
     state = gen._streaming_state
     assert state is not None
     found = Running(state.batch_size, {}, {})
-    parts: dict[str, nn.Module] = {"gen": gen} | ({} if mimi is None else {"mimi": mimi})
-    for part, root in parts.items():
+    parts: list[tuple[str, nn.Module | None]] = [("gen", gen), ("mimi", mimi)]
+    for part, root in parts:
+        if root is None:
+            continue
         # Not `get_streaming_state`: it stops at the language model, which LMGen streams by itself.
         for path, module in root.named_modules(prefix=part):
             if isinstance(module, StreamingModule) and module._streaming_state is not None:
