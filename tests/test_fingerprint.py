@@ -40,6 +40,17 @@ def test_every_tensor_counts():
     assert everything(model) == (structure, base, adapter)
 
 
+def test_samples_are_of_all_of_a_tensor():
+    model = nn.Linear(400, 300, bias=False)
+    before = fingerprint.weights(model)
+    weight = model.weight
+    for part in (weight[-20:], weight[:20], weight[:, :20], weight[:, -20:]):
+        with torch.no_grad():
+            part.add_(1)
+        assert fingerprint.weights(model) != before
+        before = fingerprint.weights(model)
+
+
 def test_nothing_but_the_model_counts():
     model = patched()
     before = everything(model)

@@ -109,6 +109,8 @@ def test_a_conversation_that_has_hardly_begun(batch, steps, tmp_path):
         if fresh:
             begin_anew(gen, batch=batch)
         ttt_cache.load_session(gen, tmp_path / "talk")
+        told = model.transformer.layers[0].cross_attention._streaming_state
+        assert not told.k_cross.requires_grad
         assert same(say(gen, codes[:, :, steps:]), expected)
 
 

@@ -174,6 +174,12 @@ def test_rows_that_share_a_condition(tmp_path):
     with pytest.raises(ValueError, match=r"gen\.condition_sum is one for all 2 rows of gen"):
         ttt_cache.load_session(gen, files["calm"], row=0)
     assert remembered(gen) == before
+    mixed, told = conditioned("sum", ["calm", "glad"])
+    path = ttt_cache.save_session(talk(mixed, 2, condition_tensors=told), tmp_path / "mixed")
+    before = remembered(gen)
+    with pytest.raises(ValueError, match="these conversations have another"):
+        ttt_cache.load_session(gen, path)
+    assert remembered(gen) == before
     ttt_cache.load_session(gen, files["both calm"])
     assert torch.equal(gen._streaming_state.condition_sum, calm["mood"].condition)
 
@@ -196,10 +202,10 @@ def test_ages_where_rows_are_kept_in_sync(tmp_path):
     assert torch.equal(cat(say(gen, codes()[[0, 0, 0], :, 20:]))[2:], expected)
     gen = in_sync(2)  # beside a row that has just begun: as if that had been reset
     ttt_cache.load_session(gen, tmp_path / "old", row=1)
-    said = say(gen, torch.stack([codes()[2, :, :40], codes()[0, :, 20:]]))
+    said = say(gen, torch.stack([codes()[2, :, : LENGTH - 20], codes()[0, :, 20:]]))
     assert [tokens is None for tokens in said[:3]] == [True, False, False]
     assert torch.equal(cat(said[1:])[1:], expected[:, :, 1:])
-    assert torch.equal(cat(said[1:])[:1], cat(alone()[2][1:40]))
+    assert torch.equal(cat(said[1:])[:1], cat(alone()[2][1 : LENGTH - 20]))
     ttt_cache.load_session(gen, tmp_path / "young", row=0)  # the other way round
     assert gen.step(codes()[:2, :, 1:2]) is not None
 
