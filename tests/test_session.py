@@ -17,6 +17,8 @@ from data_support import FRAME, tiny_mimi
 from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny_lm
+from moshi.modules.lora import replace_all_linear_with_lora
+from moshi.utils.quantize import replace_linear_with_qlinear
 from session_support import (
     begin_anew,
     conditioned,
@@ -76,6 +78,21 @@ def test_a_model_that_is_not_patched(tmp_path):
 def test_narrow_models(dtype, tmp_path):
     model = tiny_lm(dtype=dtype)
     ttt_cache.patch(model, layers=[0, 1], recent=6, chunk=4)
+    goes_on(talk(model, 2), tmp_path / "talk")
+
+
+def with_lora(model) -> None:
+    replace_all_linear_with_lora(model, rank=2, scaling=2.0)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+@pytest.mark.parametrize("swap", [with_lora, replace_linear_with_qlinear])
+def test_other_projections(swap, tmp_path):
+    model = tiny_lm()
+    swap(model)
+    ttt_cache.patch(model, layers=[0, 2], recent=6, chunk=4)
     goes_on(talk(model, 2), tmp_path / "talk")
 
 
@@ -178,9 +195,12 @@ def test_interrupted_anywhere_and_as_often(data):
     assert end == at_end
 
 
-def test_with_mimi(tmp_path):
+@pytest.mark.parametrize("patched", [False, True])
+def test_with_mimi(patched, tmp_path):
     """From sound to sound: Mimi's convolutions and rings are part of the conversation."""
     mimi, gen = copy.deepcopy(tiny_mimi()), talk(moshi({"layers": [1, 2]}), 2)
+    if patched:
+        ttt_cache.patch(mimi.encoder_transformer, layers=[1], recent=3, chunk=2)
     mimi.streaming_forever(2)
     sound = torch.randn(2, 1, 30 * FRAME, generator=torch.Generator().manual_seed(3)) * 0.3
 
