@@ -5,6 +5,7 @@ from .cache import HierarchicalCache
 from .config import CacheConfig
 from .patch import Patch, adapter_parameters, patch, unpatch
 from .report import report
+from .session import load_session, save_session
 from .state import CacheState
 from .training.distill import distill
 from .version import __version__
@@ -18,8 +19,10 @@ __all__ = [
     "adapter_parameters",
     "distill",
     "load_adapter",
+    "load_session",
     "patch",
     "report",
     "save_adapter",
+    "save_session",
     "unpatch",
 ]

@@ -7,10 +7,10 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from moshi.modules.transformer import StreamingMultiheadAttention
 from torch import nn
 
 from ttt_cache.adapter import CONFIG_NAME, WEIGHTS_NAME
+from ttt_cache.fingerprint import facts
 
 _hashes: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
@@ -22,25 +22,13 @@ def base_hash(lm: nn.Module) -> str:
         found = hashlib.sha256()
         for name, module in lm.named_modules():
             if "ttt_cache" not in name.split("."):
-                found.update(f"{name} {_facts(module)}".encode())
+                found.update(f"{name} {facts(module)}".encode())
         for name, tensor in sorted(lm.state_dict().items()):
             if ".ttt_cache." not in name:
                 found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         _hashes[lm] = found.hexdigest()[:16]
     return _hashes[lm]
-
-
-def _facts(module: nn.Module) -> list[tuple[str, str]]:
-    """What a module is built with, in its public attributes: Moshi's config (heads, context,
-    delays, the period of its rotations, eps of a norm, an activation) is nowhere else."""
-    plain = bool, int, float, str, list, tuple, torch.dtype, type(None)
-    facts = {name: repr(value) for name, value in vars(module).items() if isinstance(value, plain)}
-    if (activation := getattr(module, "activation", None)) is not None:
-        facts["activation"] = getattr(activation, "__name__", type(activation).__name__)
-    if not isinstance(module, StreamingMultiheadAttention):  # which a patch makes one of its own
-        facts["class"] = type(module).__name__
-    return sorted((n, v) for n, v in facts.items() if n[0] != "_" and n != "training")
 
 
 def adapter_hash(folder: Path | None) -> str | None:
