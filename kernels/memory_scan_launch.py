@@ -19,8 +19,8 @@ from .sizes import power_of_2
 
 TOKENS = range(1, 65)  # of a chunk
 LEAST = 16  # of a side of a tile: the least that `tl.dot` takes
-TILE = 4096  # elements of a matrix that is worked on at a time
-DEPTH = 64  # of its columns, in products that sum over them
+TILE = 2048  # elements of a matrix that is worked on at a time
+DEPTH = 32  # of its columns, in products that sum over them
 WARPS = 8
 PARTS, PAIRS, COLUMNS, NUMBERS = 8, 3, 3, 6  # that the way back keeps, see `memory_scan_again.py`
 BY_RATE, BY_NORM = 5, 1  # where the way back leaves them, in NUMBERS and COLUMNS
@@ -185,7 +185,7 @@ def _sizes(scan: Scan) -> ScanSizes:
         block_d=block_d,
         block_n=block_n,
         units=min(block_n, TILE // block_d),
-        depth=min(block_d, DEPTH),
+        depth=min(block_d, block_n, DEPTH),
         levels=(tokens - 1).bit_length(),
     )
 

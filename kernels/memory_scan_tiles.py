@@ -110,12 +110,12 @@ def times_rows(x, matrix, units, s: constexpr):
 
 
 @triton.jit
-def overlaps(x, y, width: constexpr, block: constexpr, step: constexpr, s: constexpr):
+def overlaps(x, y, width: constexpr, block: constexpr, s: constexpr):
     """Of each token's row of x with each token's row of y, `[block_l, block_l]`."""
     token = tl.arange(0, s.block_l)
     found = zero_matrix(s.block_l, s.block_l)
-    for j in range(0, block, step):
-        index = j + tl.arange(0, step)
+    for j in range(0, block, s.depth):
+        index = j + tl.arange(0, s.depth)
         some = load_tile(x, token, index, s.tokens, width)
         found = product(some, tl.trans(load_tile(y, token, index, s.tokens, width)), found)
     return found
