@@ -17,7 +17,7 @@ from .memory_scan_tokens import memory_scan_tokens_kernel
 from .memory_step import HIDDEN, WIDTHS
 from .sizes import power_of_2
 
-TOKENS = range(1, 65)  # of a chunk
+TOKENS = range(1, 33)  # of a chunk
 LEAST = 16  # of a side of a tile: the least that `tl.dot` takes
 TILE = 2048  # elements of a matrix that is worked on at a time
 DEPTH = 32  # of its columns, in products that sum over them
@@ -199,7 +199,7 @@ def check_scan(scan: Scan) -> None:
     if d not in WIDTHS or n not in HIDDEN or tokens not in TOKENS:
         raise ValueError(
             "memory_dim must be from 16 to 128, hidden_dim from 16 to 256 and a chunk's tokens "
-            f"from 1 to 64, got {d}, {n} and {tokens}{INSTEAD}"
+            f"from 1 to 32, got {d}, {n} and {tokens}{INSTEAD}"
         )
     if not chunks:
         raise ValueError("k must have a chunk at least, got none")
