@@ -63,7 +63,7 @@ def test_the_reference_is_the_scan_of_training(case):
     [
         ({"d": 8}, "memory_dim must be from 16 to 128"),
         ({"n": 512}, "hidden_dim from 16 to 256"),
-        ({"tokens": 33}, "a chunk's tokens from 1 to 32"),
+        ({"tokens": 17}, "a chunk's tokens from 1 to 16"),
     ],
 )
 def test_sizes_that_are_not_supported_are_named(change, said):
