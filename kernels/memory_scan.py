@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import check_device
-from .memory_scan_launch import By, Made, Scan, back_launches, check_scan, scan_launch
+from .memory_scan_inputs import By, Made, Scan, check_scan
+from .memory_scan_launch import back_launches, scan_launch
 
 
 def memory_scan(

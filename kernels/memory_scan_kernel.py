@@ -55,6 +55,7 @@ def memory_scan_kernel(
         rho, _, _ = predict(keys, v + at * s.tokens * s.d, rates, w, f, a, z, error, s)
         tl.debug_barrier()
         square = learn(rates, f, lasts + to, a, error, rho, s)
+        along = rho
         if not s.linear:
             along = differentiate(rates, f, a, d_phi, error, rho, s)
         tl.debug_barrier()

@@ -1,4 +1,4 @@
-"""What the kernels of the memory scan are started with, and what is refused."""
+"""What the kernels of the memory scan are started with."""
 
 from __future__ import annotations
 
@@ -7,60 +7,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import INSTEAD, expect
 from .launch import Launch
 from .memory_scan_again import memory_scan_again_kernel
 from .memory_scan_back import memory_scan_back_kernel
+from .memory_scan_inputs import By, Made, Scan
 from .memory_scan_kernel import memory_scan_kernel
 from .memory_scan_tiles import ScanSizes
 from .memory_scan_tokens import memory_scan_tokens_kernel
-from .memory_step import HIDDEN, WIDTHS
 from .sizes import power_of_2
 
-TOKENS = range(1, 17)  # of a chunk
 LEAST = 16  # of a side of a tile: the least that `tl.dot` takes
 TILE = 4096  # elements of a matrix that is worked on at a time
 TIGHT = 2048  # the same on the way back, which has more of them at hand
 DEPTH = 32  # of its columns, in products that sum over them
-# One stage: a pass through weights is a few tiles long, nothing to load ahead of. All registers that
-# a thread can have: left to itself the assembler spills to have two programs on a multiprocessor.
+# One stage: a pass through weights is a few tiles long, nothing to load ahead of. All registers
+# that a thread can have: left to itself the assembler spills, for two programs to share a
+# multiprocessor.
 OPTIONS = {"num_warps": 8, "num_stages": 1, "maxnreg": 255}
 PARTS, PAIRS, COLUMNS, NUMBERS = 8, 3, 3, 6  # that the way back keeps, see `memory_scan_again.py`
 BY_RATE, BY_NORM = 5, 1  # where the way back leaves them, in NUMBERS and COLUMNS
-
-
-class Scan(NamedTuple):
-    """What a scan is given, as `memory_scan` documents it; without gaps."""
-
-    k: Tensor
-    v: Tensor
-    eta: Tensor
-    first: Tensor | None
-    last: Tensor
-    total: Tensor | None
-    rate: Tensor | None
-    norm: Tensor | None
-    closes: Tensor
-    chunk: int
-    cap: float
-
-
-class Made(NamedTuple):
-    """What a scan makes: the weights after each chunk, and W1's gradient at the end."""
-
-    firsts: Tensor | None
-    lasts: Tensor
-    total: Tensor | None
-
-
-class By(NamedTuple):
-    """Gradients by what a scan made."""
-
-    firsts: Tensor | None
-    lasts: Tensor
-    end_first: Tensor | None
-    end_last: Tensor
-    end_total: Tensor | None
 
 
 class Found(NamedTuple):
@@ -189,37 +154,3 @@ def _sizes(scan: Scan, tile: int = TILE) -> ScanSizes:
         depth=min(block_d, block_n, DEPTH),
         levels=(tokens - 1).bit_length(),
     )
-
-
-def check_scan(scan: Scan) -> None:
-    """Raise `ValueError` where an argument does not fit the others or is not supported."""
-    if scan.k.dim() != 4:
-        raise ValueError(f"k must be [K, N, L, d], got {tuple(scan.k.shape)}")
-    chunks, nets, tokens, d = scan.k.shape
-    n = scan.last.shape[-2]
-    if d not in WIDTHS or n not in HIDDEN or tokens not in TOKENS:
-        raise ValueError(
-            "memory_dim must be from 16 to 128, hidden_dim from 16 to 256 and a chunk's tokens "
-            f"from 1 to 16, got {d}, {n} and {tokens}{INSTEAD}"
-        )
-    if not chunks:
-        raise ValueError("k must have a chunk at least, got none")
-    hidden = {
-        "first": (scan.first, (nets, d, n)),
-        "total": (scan.total, (nets, d, n)),
-        "rate": (scan.rate, (nets, 1, 1)),
-        "norm": (scan.norm, (nets, 1, n)),
-    }
-    given = [name for name, (tensor, _) in hidden.items() if tensor is not None]
-    if given and len(given) < len(hidden):
-        raise ValueError(f"a memory has all of {', '.join(hidden)} or none, got {given}")
-    every = hidden | {
-        "k": (scan.k, (chunks, nets, tokens, d)),
-        "v": (scan.v, (chunks, nets, tokens, d)),
-        "eta": (scan.eta, (chunks, nets, tokens, 1)),
-        "last": (scan.last, (nets, n if given else d, d)),
-    }
-    for name, (tensor, shape) in every.items():
-        if tensor is not None:
-            expect(name, tensor, shape, torch.float32, packed=0)
-    expect("closes", scan.closes, (chunks, nets, 1, 1), torch.bool, packed=0)

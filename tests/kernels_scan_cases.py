@@ -43,7 +43,7 @@ def test_equals_the_reference(name):
     print(f"{name}: errors up to {shares[worst]:.2f} of the budget ({worst})")
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     closed=st.lists(st.integers(0, 3), max_size=2),
     tokens=st.integers(1, 9),

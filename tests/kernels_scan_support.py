@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ttt_cache.kernels import memory_scan_reference as reference
-from ttt_cache.kernels.memory_scan_launch import Scan
+from ttt_cache.kernels.memory_scan_inputs import Scan
 from ttt_cache.memory import chunks
 from ttt_cache.memory.delta import Chunk, Rule
 
@@ -80,7 +80,7 @@ def made(arm: Arm, scan: Scan, by: list[Tensor | None], dtype: torch.dtype) -> d
     outputs = arm(*scan._replace(**leaves))
     found = {n: z for n, z in zip(OUTPUTS, outputs, strict=True) if z is not None}
     loss = sum((z * b.to(dtype)).sum() for z, b in zip(outputs, by, strict=True) if z is not None)
-    by_leaves = torch.autograd.grad(loss, list(leaves.values()))  # type: ignore[arg-type]
+    by_leaves = torch.autograd.grad(loss, list(leaves.values()))
     return found | {f"by {n}": z for n, z in zip(leaves, by_leaves, strict=True)}
 
 

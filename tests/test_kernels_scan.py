@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from kernels_scan_support import Case, gradients, made, plain
-from kernels_support import assert_fits, run_interpreted
+from kernels_support import CAPABILITIES, assert_fits, run_interpreted
 
 from ttt_cache.kernels import memory_scan_reference as reference
 from ttt_cache.kernels.launch import Launch
 from ttt_cache.kernels.memory_scan import memory_scan
-from ttt_cache.kernels.memory_scan_launch import By, back_launches, check_scan, scan_launch
+from ttt_cache.kernels.memory_scan_inputs import By, check_scan
+from ttt_cache.kernels.memory_scan_launch import back_launches, scan_launch
 
-DEFAULT = Case(chunks=24, nets=32, tokens=8, d=64, n=128)
 BUILT = {
-    "default": DEFAULT,
+    "default": Case(chunks=24, nets=32, tokens=8, d=64, n=128),
     "most": Case(chunks=24, nets=32, tokens=8, d=128, n=256),
     "odd": Case(chunks=5, nets=3, tokens=7, d=48, n=100),
     "linear": Case(chunks=24, nets=32, tokens=8, d=64, n=0),
@@ -27,11 +27,14 @@ def test_equals_its_reference_interpreted():
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(
-    ("name", "capability"),
-    [("default", 80), ("default", 90), ("default", 100), ("most", 90), ("odd", 80), ("linear", 90)],
-)
-def test_fits_a_gpu(name, capability, kernel):
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_fits_a_gpu(kernel, capability):
+    assert_fits(_launches(BUILT["default"])[KERNELS.index(kernel)], capability)
+
+
+@pytest.mark.parametrize("kernel", ["scan", "back"])
+@pytest.mark.parametrize(("name", "capability"), [("most", 90), ("odd", 80), ("linear", 90)])
+def test_other_sizes_fit(name, kernel, capability):
     assert_fits(_launches(BUILT[name])[KERNELS.index(kernel)], capability)
 
 
