@@ -76,7 +76,8 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *by_outputs: Tensor | None):  # type: ignore[override]
         closes, firsts, lasts, *tensors = ctx.saved_tensors
-        scan = Scan(*tensors, closes, ctx.chunk, ctx.cap)
+        k, v, eta, first, last, total, rate, norm = tensors
+        scan = Scan(k, v, eta, first, last, total, rate, norm, closes, ctx.chunk, ctx.cap)
         by = By(*(None if z is None else z.contiguous() for z in by_outputs))  # type: ignore[arg-type]
         if scan.first is None:
             by = By(None, by.lasts, None, by.end_last, None)

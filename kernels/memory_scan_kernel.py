@@ -52,7 +52,10 @@ def memory_scan_kernel(
         f = tl.where(i == 0, last + here, lasts + to - nets * s.n * s.d)
         a = keys if s.linear else made
         ends = tl.load(closes + at)
-        rho, _, _ = predict(keys, v + at * s.tokens * s.d, rates, w, f, a, z, error, s)
+        # To pyright a kernel's function only raises, as it does outside of a kernel.
+        rho, _, _ = predict(  # pyright: ignore[reportGeneralTypeIssues]
+            keys, v + at * s.tokens * s.d, rates, w, f, a, z, error, s
+        )
         tl.debug_barrier()
         square = learn(rates, f, lasts + to, a, error, rho, s)
         along = rho

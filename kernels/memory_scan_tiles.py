@@ -139,7 +139,7 @@ def inverse(coupling, s: constexpr):
     row, column = tl.arange(0, s.block_l)[:, None], tl.arange(0, s.block_l)[None, :]
     found = tl.where(row == column, 1.0, 0.0)
     levels: constexpr = s.levels
-    for level in tl.static_range(levels):
+    for level in tl.static_range(levels):  # pyright: ignore[reportGeneralTypeIssues]
         same = (row >> (level + 1)) == (column >> (level + 1))
         between = tl.where(same & ((row >> level) != (column >> level)), coupling, 0.0)
         if level == 0:

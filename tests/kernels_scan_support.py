@@ -79,7 +79,8 @@ def made(arm: Arm, scan: Scan, by: list[Tensor | None], dtype: torch.dtype) -> d
             leaves[name] = one.to(dtype).requires_grad_()
     outputs = arm(*scan._replace(**leaves))
     found = {n: z for n, z in zip(OUTPUTS, outputs, strict=True) if z is not None}
-    loss = sum((z * b.to(dtype)).sum() for z, b in zip(outputs, by, strict=True) if z is not None)
+    pairs = [(z, b) for z, b in zip(outputs, by, strict=True) if z is not None and b is not None]
+    loss = torch.stack([(z * b.to(dtype)).sum() for z, b in pairs]).sum()
     by_leaves = torch.autograd.grad(loss, list(leaves.values()))
     return found | {f"by {n}": z for n, z in zip(leaves, by_leaves, strict=True)}
 
