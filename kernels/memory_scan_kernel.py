@@ -66,7 +66,7 @@ def memory_scan_kernel(
         if shrink < 1:
             shorten(lasts + to, shrink, s)
         if not s.linear:
-            goes_on = (i == 0) | (tl.load(closes + at - nets, mask=i > 0, other=0) == 0)
+            goes_on = tl.load(closes + at - nets, mask=i > 0, other=0) == 0
             g = tl.where(i == 0, total + here, end_total + here)
             square = gather(keys, a, z, d_phi, rho, along, g, goes_on, end_total + here, s)
             tl.debug_barrier()
