@@ -139,7 +139,7 @@ def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
 def _sizes(scan: Scan, tile: int = TILE) -> ScanSizes:
     tokens, d = scan.k.shape[2:]
     n = scan.last.shape[1]
-    block_d, block_n = power_of_2(d), power_of_2(n)
+    block_d, block_n = power_of_2(d), max(power_of_2(n), 2 * LEAST)
     return ScanSizes(
         d=d,
         n=n,
@@ -150,7 +150,8 @@ def _sizes(scan: Scan, tile: int = TILE) -> ScanSizes:
         block_l=max(power_of_2(tokens), LEAST),
         block_d=block_d,
         block_n=block_n,
-        units=min(block_n, tile // block_d),
+        # At least two turns: a loop of one dissolves into what is around it, and with it the layout.
+        units=min(block_n // 2, tile // block_d),
         depth=min(block_d, block_n, DEPTH),
         levels=(tokens - 1).bit_length(),
     )

@@ -23,8 +23,8 @@ class ScanSizes:
         chunk: tokens that make a version, C.
         linear: there is no W1.
         cap: the largest norm of F at a chunk's end.
-        block_l, block_d, block_n: the powers of two that hold tokens, d and n; 16 is the least
-            that `tl.dot` takes.
+        block_l, block_d, block_n: the powers of two that hold tokens, d and n, from 16 on, which
+            is the least that `tl.dot` takes; block_n from 32 on.
         units, depth: rows of F (columns of W1), and their columns, that are worked on at a time.
         levels: doublings from one token to all of a chunk.
     """
