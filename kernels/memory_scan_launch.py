@@ -150,7 +150,7 @@ def _sizes(scan: Scan, tile: int = TILE) -> ScanSizes:
         block_l=max(power_of_2(tokens), LEAST),
         block_d=block_d,
         block_n=block_n,
-        # At least two turns: a loop of one dissolves into what is around it, and with it the layout.
+        # Two turns at least: a loop of one dissolves into its neighbours, and spills.
         units=min(block_n // 2, tile // block_d),
         depth=min(block_d, block_n, DEPTH),
         levels=(tokens - 1).bit_length(),
