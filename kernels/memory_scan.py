@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import check_device
-from .memory_scan_launch import By, Made, Scan, back_launches, check_scan, scan_launch
+from .memory_scan_inputs import By, Made, Scan, check_scan
+from .memory_scan_launch import back_launches, scan_launch
 
 
 def memory_scan(
@@ -75,7 +76,8 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *by_outputs: Tensor | None):  # type: ignore[override]
         closes, firsts, lasts, *tensors = ctx.saved_tensors
-        scan = Scan(*tensors, closes, ctx.chunk, ctx.cap)
+        k, v, eta, first, last, total, rate, norm = tensors
+        scan = Scan(k, v, eta, first, last, total, rate, norm, closes, ctx.chunk, ctx.cap)
         by = By(*(None if z is None else z.contiguous() for z in by_outputs))  # type: ignore[arg-type]
         if scan.first is None:
             by = By(None, by.lasts, None, by.end_last, None)

@@ -73,7 +73,10 @@ def memory_scan_again_kernel(
         units + BY_D * part,
         units + DELTA * part,
     )
-    rho, gram, solve = predict(keys, v + at * s.tokens * s.d, rates, w, f, a, z, error, s)
+    # To pyright a kernel's function only raises, as it does outside of a kernel.
+    rho, gram, solve = predict(  # pyright: ignore[reportGeneralTypeIssues]
+        keys, v + at * s.tokens * s.d, rates, w, f, a, z, error, s
+    )
     store_tile(pairs + SOLVE * triangle, solve, token, token, s.tokens, s.tokens)
     store_tile(pairs + FEATURES * triangle, gram, token, token, s.tokens, s.tokens)
     tl.debug_barrier()
@@ -110,7 +113,7 @@ def bend_units(parts, rho, along, s: constexpr):
     token = tl.arange(0, s.block_l)
     for j in range(0, s.block_n, s.units):
         units = j + tl.arange(0, s.units)
-        phi, across = through_features(
+        phi, across = through_features(  # pyright: ignore[reportGeneralTypeIssues]
             parts + PHI * part, parts + DELTA * part, rho, along, units, s
         )
         first, second = slopes(load_tile(parts + BY_D * part, token, units, s.tokens, s.n))

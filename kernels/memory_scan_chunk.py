@@ -54,7 +54,7 @@ def predict(k, v, eta, w, f, a_to, z_to, error_to, s: constexpr):
         answer = product(a, load_tile(f, units, width, s.n, s.d), answer)
     rho = zero_vector(s.block_l) + 1 if s.linear else tl.rsqrt(square + EPS)
     tl.debug_barrier()
-    gram = overlaps(a_to, a_to, s.n, s.block_n, s.units, s)
+    gram = overlaps(a_to, a_to, s.n, s.block_n, s)
     gram = lower(gram * rho[:, None] * rho[None, :], s)
     solve = inverse(gram * by_token(eta, s)[None, :], s)
     error = product(solve, by_width(v, s) - answer * rho[:, None])
@@ -65,7 +65,7 @@ def predict(k, v, eta, w, f, a_to, z_to, error_to, s: constexpr):
 @triton.jit
 def between(error, s: constexpr):
     """What each token's error has of those before it."""
-    return lower(overlaps(error, error, s.d, s.block_d, s.depth, s), s)
+    return lower(overlaps(error, error, s.d, s.block_d, s), s)
 
 
 @triton.jit

@@ -52,9 +52,13 @@ def memory_scan_kernel(
         f = tl.where(i == 0, last + here, lasts + to - nets * s.n * s.d)
         a = keys if s.linear else made
         ends = tl.load(closes + at)
-        rho, _, _ = predict(keys, v + at * s.tokens * s.d, rates, w, f, a, z, error, s)
+        # To pyright a kernel's function only raises, as it does outside of a kernel.
+        rho, _, _ = predict(  # pyright: ignore[reportGeneralTypeIssues]
+            keys, v + at * s.tokens * s.d, rates, w, f, a, z, error, s
+        )
         tl.debug_barrier()
         square = learn(rates, f, lasts + to, a, error, rho, s)
+        along = rho
         if not s.linear:
             along = differentiate(rates, f, a, d_phi, error, rho, s)
         tl.debug_barrier()
@@ -62,7 +66,7 @@ def memory_scan_kernel(
         if shrink < 1:
             shorten(lasts + to, shrink, s)
         if not s.linear:
-            goes_on = (i == 0) | (tl.load(closes + at - nets, mask=i > 0, other=0) == 0)
+            goes_on = tl.load(closes + at - nets, mask=i > 0, other=0) == 0
             g = tl.where(i == 0, total + here, end_total + here)
             square = gather(keys, a, z, d_phi, rho, along, g, goes_on, end_total + here, s)
             tl.debug_barrier()

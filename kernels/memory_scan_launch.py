@@ -1,4 +1,4 @@
-"""What the kernels of the memory scan are started with, and what is refused."""
+"""What the kernels of the memory scan are started with."""
 
 from __future__ import annotations
 
@@ -7,57 +7,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import INSTEAD, expect
 from .launch import Launch
 from .memory_scan_again import memory_scan_again_kernel
 from .memory_scan_back import memory_scan_back_kernel
+from .memory_scan_inputs import By, Made, Scan
 from .memory_scan_kernel import memory_scan_kernel
 from .memory_scan_tiles import ScanSizes
 from .memory_scan_tokens import memory_scan_tokens_kernel
-from .memory_step import HIDDEN, WIDTHS
 from .sizes import power_of_2
 
-TOKENS = range(1, 65)  # of a chunk
 LEAST = 16  # of a side of a tile: the least that `tl.dot` takes
 TILE = 4096  # elements of a matrix that is worked on at a time
-DEPTH = 64  # of its columns, in products that sum over them
-WARPS = 8
+TIGHT = 2048  # the same on the way back, which has more of them at hand
+DEPTH = 32  # of its columns, in products that sum over them
+# One stage: a pass through weights is a few tiles long, nothing to load ahead of. All registers
+# that a thread can have: left to itself the assembler spills, for two programs to share a
+# multiprocessor.
+OPTIONS = {"num_warps": 8, "num_stages": 1, "maxnreg": 255}
 PARTS, PAIRS, COLUMNS, NUMBERS = 8, 3, 3, 6  # that the way back keeps, see `memory_scan_again.py`
 BY_RATE, BY_NORM = 5, 1  # where the way back leaves them, in NUMBERS and COLUMNS
-
-
-class Scan(NamedTuple):
-    """What a scan is given, as `memory_scan` documents it; without gaps."""
-
-    k: Tensor
-    v: Tensor
-    eta: Tensor
-    first: Tensor | None
-    last: Tensor
-    total: Tensor | None
-    rate: Tensor | None
-    norm: Tensor | None
-    closes: Tensor
-    chunk: int
-    cap: float
-
-
-class Made(NamedTuple):
-    """What a scan makes: the weights after each chunk, and W1's gradient at the end."""
-
-    firsts: Tensor | None
-    lasts: Tensor
-    total: Tensor | None
-
-
-class By(NamedTuple):
-    """Gradients by what a scan made."""
-
-    firsts: Tensor | None
-    lasts: Tensor
-    end_first: Tensor | None
-    end_last: Tensor
-    end_total: Tensor | None
 
 
 class Found(NamedTuple):
@@ -100,28 +68,54 @@ def scan_launch(scan: Scan) -> tuple[Launch, Made]:
         "chunks": chunks,
         "s": sizes,
     }
-    return Launch(memory_scan_kernel, (nets,), arguments, _options(sizes)), made
+    return Launch(memory_scan_kernel, (nets,), arguments, OPTIONS), made
 
 
 def back_launches(scan: Scan, made: Made, by: By) -> tuple[list[Launch], Found]:
     """The launches of the way back, in order, and what they fill."""
-    sizes, last = _sizes(scan), scan.last
-    chunks, nets = scan.closes.shape[:2]
-    every, parts = (chunks, nets), 1 if sizes.linear else PARTS
+    sizes, every = _sizes(scan), scan.closes.shape[:2]
+    kept, found = _room(scan, made, sizes)
+    given = _arguments(scan) | {"firsts": _or(made.firsts, made.lasts), "lasts": made.lasts}
+    pulled = torch.empty_like(scan.v)
+    shared = {"by_totals": _or(found.by_totals, found.by_last), "by_v": found.by_v}
+    names = ("k", "eta", "first", "last", "total", "closes", "firsts", "lasts")
+    chain = {name: given[name] for name in names} | kept | shared
+    chain |= {
+        "by_firsts": _or(by.firsts, by.lasts),
+        "by_lasts": by.lasts,
+        "by_end_first": _or(by.end_first, by.end_last),
+        "by_end_last": by.end_last,
+        "by_end_total": _or(by.end_total, by.end_last),
+        "by_first": _or(found.by_first, found.by_last),
+        "by_last": found.by_last,
+        "pulled_to": pulled,
+        "chunks": every[0],
+        "s": _sizes(scan, TIGHT),
+    }
+    rest = {name: given[name] for name in ("first", "firsts")}
+    rest |= {name: kept[name] for name in ("units", "pairs", "errors")} | shared
+    rest |= {"pulled": pulled, "by_k": found.by_k, "by_eta": found.by_eta, "s": sizes}
+    return [
+        Launch(memory_scan_again_kernel, every, given | kept | {"s": sizes}, OPTIONS),
+        Launch(memory_scan_back_kernel, every[1:], chain, OPTIONS),
+        Launch(memory_scan_tokens_kernel, every, rest, OPTIONS),
+    ], found
+
+
+def _room(scan: Scan, made: Made, sizes: ScanSizes) -> tuple[dict[str, Tensor], Found]:
+    """Room for what is made again, and for gradients."""
+    last, every, tokens = scan.last, scan.closes.shape[:2], sizes.tokens
     kept = {
-        "units": last.new_empty(*every, parts, sizes.tokens, sizes.n),
-        "pairs": last.new_empty(*every, PAIRS, sizes.tokens, sizes.tokens),
+        "units": last.new_empty(*every, 1 if sizes.linear else PARTS, tokens, sizes.n),
+        "pairs": last.new_empty(*every, PAIRS, tokens, tokens),
         "columns": last.new_empty(*every, COLUMNS, sizes.n),
         "numbers": last.new_empty(*every, NUMBERS),
         "errors": torch.empty_like(scan.v),
-        "alongs": last.new_empty(*every, sizes.tokens),
+        "alongs": last.new_empty(*every, tokens),
     }
-    weights = {
-        "firsts": _or(made.firsts, made.lasts),
-        "lasts": made.lasts,
-    }
-    found = Found(
-        by_k=kept["units"][:, :, 0] if made.firsts is None else torch.empty_like(scan.k),
+    return kept, Found(
+        # The features of a linear memory are the keys.
+        by_k=kept["units"][:, :, 0] if scan.first is None else torch.empty_like(scan.k),
         by_v=torch.empty_like(scan.v),
         by_eta=torch.empty_like(scan.eta),
         by_first=None if scan.first is None else torch.empty_like(scan.first),
@@ -130,29 +124,6 @@ def back_launches(scan: Scan, made: Made, by: By) -> tuple[list[Launch], Found]:
         columns=kept["columns"],
         numbers=kept["numbers"],
     )
-    given = _arguments(scan) | weights
-    ways = {
-        "by_firsts": _or(by.firsts, by.lasts),
-        "by_lasts": by.lasts,
-        "by_end_first": _or(by.end_first, by.end_last),
-        "by_end_last": by.end_last,
-        "by_end_total": _or(by.end_total, by.end_last),
-        "by_first": _or(found.by_first, found.by_last),
-        "by_last": found.by_last,
-    }
-    shared = {"by_totals": _or(found.by_totals, found.by_last), "by_v": found.by_v}
-    pulled = torch.empty_like(scan.v)
-    chain = {n: given[n] for n in ("k", "eta", "first", "last", "total", "closes")} | weights
-    ends = {"first": given["first"], "firsts": weights["firsts"]}
-    ends |= {n: kept[n] for n in ("units", "pairs", "errors")} | shared
-    ends |= {"pulled": pulled, "by_k": found.by_k, "by_eta": found.by_eta, "s": sizes}
-    chain |= kept | ways | shared | {"pulled_to": pulled, "chunks": chunks, "s": sizes}
-    options = _options(sizes)
-    return [
-        Launch(memory_scan_again_kernel, every, given | kept | {"s": sizes}, options),
-        Launch(memory_scan_back_kernel, (nets,), chain, options),
-        Launch(memory_scan_tokens_kernel, every, ends, options),
-    ], found
 
 
 def _arguments(scan: Scan) -> dict[str, Tensor]:
@@ -165,15 +136,10 @@ def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
     return stand_in if tensor is None else tensor
 
 
-def _options(sizes: ScanSizes) -> dict[str, int]:
-    # One stage: a pass through weights is one or two tiles long, nothing to load ahead of.
-    return {"num_warps": WARPS, "num_stages": 1}
-
-
-def _sizes(scan: Scan) -> ScanSizes:
+def _sizes(scan: Scan, tile: int = TILE) -> ScanSizes:
     tokens, d = scan.k.shape[2:]
     n = scan.last.shape[1]
-    block_d, block_n = power_of_2(d), power_of_2(n)
+    block_d, block_n = power_of_2(d), max(power_of_2(n), 2 * LEAST)
     return ScanSizes(
         d=d,
         n=n,
@@ -184,41 +150,8 @@ def _sizes(scan: Scan) -> ScanSizes:
         block_l=max(power_of_2(tokens), LEAST),
         block_d=block_d,
         block_n=block_n,
-        units=min(block_n, TILE // block_d),
-        depth=min(block_d, DEPTH),
+        # Two turns at least: a loop of one dissolves into its neighbours, and spills.
+        units=min(block_n // 2, tile // block_d),
+        depth=min(block_d, block_n, DEPTH),
         levels=(tokens - 1).bit_length(),
     )
-
-
-def check_scan(scan: Scan) -> None:
-    """Raise `ValueError` where an argument does not fit the others or is not supported."""
-    if scan.k.dim() != 4:
-        raise ValueError(f"k must be [K, N, L, d], got {tuple(scan.k.shape)}")
-    chunks, nets, tokens, d = scan.k.shape
-    n = scan.last.shape[-2]
-    if d not in WIDTHS or n not in HIDDEN or tokens not in TOKENS:
-        raise ValueError(
-            "memory_dim must be from 16 to 128, hidden_dim from 16 to 256 and a chunk's tokens "
-            f"from 1 to 64, got {d}, {n} and {tokens}{INSTEAD}"
-        )
-    if not chunks:
-        raise ValueError("k must have a chunk at least, got none")
-    hidden = {
-        "first": (scan.first, (nets, d, n)),
-        "total": (scan.total, (nets, d, n)),
-        "rate": (scan.rate, (nets, 1, 1)),
-        "norm": (scan.norm, (nets, 1, n)),
-    }
-    given = [name for name, (tensor, _) in hidden.items() if tensor is not None]
-    if given and len(given) < len(hidden):
-        raise ValueError(f"a memory has all of {', '.join(hidden)} or none, got {given}")
-    every = hidden | {
-        "k": (scan.k, (chunks, nets, tokens, d)),
-        "v": (scan.v, (chunks, nets, tokens, d)),
-        "eta": (scan.eta, (chunks, nets, tokens, 1)),
-        "last": (scan.last, (nets, n if given else d, d)),
-    }
-    for name, (tensor, shape) in every.items():
-        if tensor is not None:
-            expect(name, tensor, shape, torch.float32, packed=0)
-    expect("closes", scan.closes, (chunks, nets, 1, 1), torch.bool, packed=0)

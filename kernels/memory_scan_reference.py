@@ -52,13 +52,13 @@ def _network(tokens, hidden, last, closes, chunk, cap):
     first, total, rate, norm = hidden or (None,) * 4
     for k_chunk, v_chunk, eta_chunk, ends in zip(*tokens, closes, strict=True):
         for k, v, eta in zip(k_chunk, v_chunk, eta_chunk, strict=True):
-            if first is not None:
+            if first is not None and total is not None:
                 total = total + _gradient(k, v, first, last)
             phi = _features(k, first)
             last = last + torch.outer(phi, eta * (v - phi @ last))
         if ends:
             last = last * (cap * torch.rsqrt(last.square().sum() + EPS)).clamp(max=1)
-            if first is not None:
+            if first is not None and total is not None:
                 mean = total / chunk
                 first = first - rate * mean * torch.rsqrt(1 + mean.square().sum())
                 first = first * norm * torch.rsqrt(first.square().sum(0) + EPS)

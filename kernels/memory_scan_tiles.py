@@ -23,8 +23,8 @@ class ScanSizes:
         chunk: tokens that make a version, C.
         linear: there is no W1.
         cap: the largest norm of F at a chunk's end.
-        block_l, block_d, block_n: the powers of two that hold tokens, d and n; 16 is the least
-            that `tl.dot` takes.
+        block_l, block_d, block_n: the powers of two that hold tokens, d and n, from 16 on, which
+            is the least that `tl.dot` takes; block_n from 32 on.
         units, depth: rows of F (columns of W1), and their columns, that are worked on at a time.
         levels: doublings from one token to all of a chunk.
     """
@@ -110,12 +110,12 @@ def times_rows(x, matrix, units, s: constexpr):
 
 
 @triton.jit
-def overlaps(x, y, width: constexpr, block: constexpr, step: constexpr, s: constexpr):
+def overlaps(x, y, width: constexpr, block: constexpr, s: constexpr):
     """Of each token's row of x with each token's row of y, `[block_l, block_l]`."""
     token = tl.arange(0, s.block_l)
     found = zero_matrix(s.block_l, s.block_l)
-    for j in range(0, block, step):
-        index = j + tl.arange(0, step)
+    for j in range(0, block, s.depth):
+        index = j + tl.arange(0, s.depth)
         some = load_tile(x, token, index, s.tokens, width)
         found = product(some, tl.trans(load_tile(y, token, index, s.tokens, width)), found)
     return found
@@ -139,7 +139,7 @@ def inverse(coupling, s: constexpr):
     row, column = tl.arange(0, s.block_l)[:, None], tl.arange(0, s.block_l)[None, :]
     found = tl.where(row == column, 1.0, 0.0)
     levels: constexpr = s.levels
-    for level in tl.static_range(levels):
+    for level in tl.static_range(levels):  # pyright: ignore[reportGeneralTypeIssues]
         same = (row >> (level + 1)) == (column >> (level + 1))
         between = tl.where(same & ((row >> level) != (column >> level)), coupling, 0.0)
         if level == 0:

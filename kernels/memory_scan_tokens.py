@@ -31,14 +31,14 @@ def memory_scan_tokens_kernel(
     rows, pair = at * s.tokens * s.d, pairs + at * 3 * s.tokens * s.tokens
     parts, triangle = units + at * 8 * s.tokens * s.n, s.tokens * s.tokens
     by_rates = tl.sum(by_width(errors + rows, s) * by_width(pulled + rows, s), 1)
-    mixed = overlaps(by_v + rows, errors + rows, s.d, s.block_d, s.depth, s)
+    mixed = overlaps(by_v + rows, errors + rows, s.d, s.block_d, s)
     coupled = mixed * by_pair(pair + FEATURES * triangle, s)
     if not s.linear:
         size = s.n * s.d
         w = tl.where(i == 0, first + net * size, firsts + (at - nets) * size)
         of_keys(parts, w, by_totals + at * size, by_k + rows, s)
         by_delta, phi = parts + BY_DELTA * s.tokens * s.n, parts + PHI * s.tokens * s.n
-        mixed = overlaps(by_delta, phi, s.n, s.block_n, s.units, s)
+        mixed = overlaps(by_delta, phi, s.n, s.block_n, s)
         coupled += mixed * by_pair(pair + ERRORS * triangle, s)
     by_rates -= tl.sum(coupled, 0)
     tl.store(by_eta + at * s.tokens + token, by_rates, mask=token < s.tokens)

@@ -67,10 +67,11 @@ def unstep(k, parts, w, g, u_from, by_firsts, u, column, number, opens, s: const
     dot = zero_vector(s.units)
     for j in range(0, s.block_n, s.units):
         units = j + tl.arange(0, s.units)
-        by = load_tile(u_from, width, units, s.d, s.n)
-        by += load_tile(by_firsts, width, units, s.d, s.n)
         gathered = gathered_by(k, of_units(parts, D, units, s), g, units, opens, s)
         weight = load_tile(w, width, units, s.d, s.n) - step * gathered
+        tl.debug_barrier()  # loads ahead of the product would not fit in registers beside it
+        by = load_tile(u_from, width, units, s.d, s.n)
+        by += load_tile(by_firsts, width, units, s.d, s.n)
         fit = tl.sum(weight * by, 0)
         by *= by_unit(column + SCALE * s.n, units, s)[None, :]
         by -= weight * (by_unit(column + PULL * s.n, units, s) * fit)[None, :]

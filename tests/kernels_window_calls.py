@@ -9,6 +9,7 @@ import torch
 from support import Tokens
 
 from ttt_cache import CacheState, HierarchicalCache, recent, scan
+from ttt_cache.form import PLAIN
 from ttt_cache.kernels import window_passes as passes
 from ttt_cache.kernels.inputs import Gate, Layer
 from ttt_cache.kernels.launch import Launch
@@ -43,7 +44,7 @@ def latents_of(cache: HierarchicalCache, tokens: Tokens, state: CacheState) -> L
     features = memory.features(Frames(x, q, k, v, None))[:, None]
     features = torch.cat([recent.in_order(state.features, state.count), features], dim=2)
     span = Span.after(cache.window, state.count, tokens.length, q.device)
-    versions, _, _ = scan.versions(cache, memory, features, span, state)
+    versions, _, _ = scan.versions(cache, memory, features, span, state, PLAIN)
     bias = None if reader.position == "none" else reader.bias()
     learned = {name: getattr(gate, name, None) for name in ("bias", "weight")}
     weights = reader.to_key, reader.slot_key, reader.to_value, bias
