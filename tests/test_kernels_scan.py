@@ -32,10 +32,11 @@ def test_fits_a_gpu(kernel, capability):
     assert_fits(_launches(BUILT["default"])[KERNELS.index(kernel)], capability)
 
 
-@pytest.mark.parametrize("kernel", ["scan", "back"])
-@pytest.mark.parametrize(("name", "capability"), [("most", 90), ("odd", 80), ("linear", 80)])
-def test_other_sizes_fit(name, kernel, capability):
-    assert_fits(_launches(BUILT[name])[KERNELS.index(kernel)], capability)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", [name for name in BUILT if name != "default"])
+def test_other_sizes_fit(name, capability):
+    for launch in _launches(BUILT[name]):
+        assert_fits(launch, capability)
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "random": {"memory": "random"},
 }
 MOSHI: dict[str, Any] = {"heads": 32, "kv_heads": 32, "head_dim": 128, "tokens": 3000}
-COMPILED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "Moshi": ({}, CAPABILITIES),
-    # Registers are scarcest there.
-    "another model": ({"kv_heads": 8, "sinks": 4, "gate": "query", "history": 107}, (80,)),
-    "float32": (
-        {"heads": 4, "kv_heads": 4, "head_dim": 80, "latent": 200, "dtype": torch.float32},
-        (90,),
-    ),
+COMPILED: dict[str, dict[str, Any]] = {
+    "Moshi": {},
+    "another model": {"kv_heads": 8, "sinks": 4, "gate": "query", "history": 107},
+    "float32": {
+        **{"heads": 4, "kv_heads": 4, "head_dim": 80, "latent": 200},
+        "dtype": torch.float32,
+    },
 }
 
 
@@ -44,11 +43,10 @@ def test_interpreted():
     run_interpreted("kernels_window_cases.py")
 
 
-@pytest.mark.parametrize(
-    ("name", "capability"), [(n, c) for n, (_, found) in COMPILED.items() for c in found]
-)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name, capability):
-    for launch in launches(**(MOSHI | COMPILED[name][0])):
+    for launch in launches(**(MOSHI | COMPILED[name])):
         assert_fits(launch, capability)
 
 
