@@ -286,3 +286,4 @@ def test_the_same_state_makes_the_same_file(tmp_path):
     say(gen, frames(gen.lm_model, 20, 2))
     one, two = (ttt_cache.save_session(gen, tmp_path / name) for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+    assert one.stat().st_mode & 0o777 == 0o600  # of what was said, for its owner alone

@@ -25,11 +25,14 @@ def make_folder(name: str, folder: Path) -> None:
         raise ValueError(f"{name} must be a folder that can be written to, got {folder}")
 
 
-def write_whole(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+def write_whole(writers: Mapping[Path, Callable[[Path], object]], mode: int = 0o644) -> None:
     """Write files that belong together.
 
     Each writer fills a temporary file beside its path. Only when all are complete and on the disk
     are they renamed into place, one after the other, so an error while writing changes nothing.
+
+    Args:
+        mode: who may read and write them.
     """
     temporary: dict[Path, Path] = {}
     try:
@@ -40,7 +43,7 @@ def write_whole(writers: Mapping[Path, Callable[[Path], object]]) -> None:
             write(temporary[path])
             with temporary[path].open("rb") as file:
                 os.fsync(file.fileno())
-            temporary[path].chmod(0o644)  # mkstemp's files are for their owner only
+            temporary[path].chmod(mode)
         for path, written in temporary.items():
             os.replace(written, path)
     finally:

@@ -16,11 +16,12 @@ from .files import write_whole
 
 FORMAT = 1
 KEY = "ttt_cache_session"  # of the description, in the header's metadata
+OWNER_ONLY = 0o600  # what was said is nobody else's business
 Described = dict[str, Any]
 
 
 def write_session(path: Path, tensors: dict[str, Tensor], described: Described) -> None:
-    """Write a session, whole or not at all.
+    """Write a session, whole or not at all, for its owner only.
 
     Args:
         tensors: contiguous and on the CPU.
@@ -39,7 +40,7 @@ def write_session(path: Path, tensors: dict[str, Tensor], described: Described) 
     described["checksum"] = checksum(tensors, described)
     header = {KEY: json.dumps(described, sort_keys=True)}
     try:
-        write_whole({path: lambda temporary: save_file(tensors, temporary, header)})
+        write_whole({path: lambda temporary: save_file(tensors, temporary, header)}, OWNER_ONLY)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from error
 
