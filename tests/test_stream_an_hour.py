@@ -7,10 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from launch_files import EXAMPLES, Checkpoint, frames_in
-
-import ttt_cache
 
 SCRIPT = EXAMPLES / "stream_an_hour.py"
 
@@ -21,7 +18,6 @@ def command(small_moshi: Checkpoint, out: Path, *options: object) -> list[str]:
     return [str(word) for word in words]
 
 
-@pytest.mark.skipif(not hasattr(ttt_cache, "save_session"), reason="sessions come with a merge")
 def test_killed_it_answers_as_if_it_had_not_been(small_moshi: Checkpoint, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     # 75 frames: the file two and a half times, six times the context.
