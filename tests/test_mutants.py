@@ -41,6 +41,10 @@ MUTANTS = {
         "step.py", 'state["readout"].copy_(memory.read(',
         'state["readout"].any() or state["readout"].copy_(memory.read(',
     ),
+    "virtual tokens that lie ready too long": (
+        "ready.py", 'if not torch.equal(made["readout"], readout):',
+        'if made["readout"].isnan().any():',
+    ),
     "memories that do not start at version 0": (
         "step.py", "change(feeding & (fed == 1)", "change(feeding & (fed == 0)",
     ),
@@ -70,7 +74,7 @@ MUTANTS = {
     ),
     "window one token short": ("span.py", "(columns <= gone)", "(columns <= 1 + gone)"),
     "a version published one chunk late": (
-        "scan.py", "chunk - 1 :: chunk] <= after", "chunk - 1 :: chunk] < after",
+        "grid.py", "chunk - 1 :: chunk] <= after", "chunk - 1 :: chunk] < after",
     ),
     "chunk form without the rates": (
         "memory/delta.py", "-1) * eta.transpose(-1, -2)", "-1)",
