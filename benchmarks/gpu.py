@@ -62,7 +62,7 @@ def errors(device: torch.device, _: Result) -> Result:
 
 @torch.enable_grad()
 def training_error(device: torch.device) -> float:
-    return gpu_training.kernel_error(device, DTYPE, SETTINGS, 4 * FILLED)
+    return gpu_training.kernel_error(device, DTYPE, SETTINGS, 5 * FILLED)
 
 
 @torch.no_grad()

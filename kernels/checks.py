@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
-from triton import knobs
 
 from .inputs import GATES, Gate, Layer, Ring, Token, Virtual
 
@@ -13,14 +12,16 @@ INSTEAD = "; choose the reference path with TTT_CACHE_BACKEND=reference"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = range(32, 129, 16)
 CAPABILITY = (8, 0)
-TRITON = (3, 3)  # tuples in kernels
+TRITON = (3, 4)  # `triton.knobs`
 
 
 def check_device(device: torch.device) -> None:
     """Raise `ValueError` unless Triton and the device can run the kernels."""
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < TRITON:
-        raise ValueError(f"triton must be 3.3 or newer, got {triton.__version__}{INSTEAD}")
+        raise ValueError(f"triton must be 3.4 or newer, got {triton.__version__}{INSTEAD}")
+    from triton import knobs  # not in older versions
+
     if knobs.runtime.interpret:
         return
     if device.type != "cuda" or torch.version.hip is not None:
@@ -39,8 +40,13 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
 
 
 def check_format(dtype: torch.dtype, head_dim: int) -> None:
-    """Raise `ValueError` unless the decode kernel can do heads of that width in that dtype."""
+    """Raise `ValueError` unless attention kernels can do heads of that width in that dtype."""
     check_dtype("dtype", dtype)
+    check_head_dim(head_dim)
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Raise `ValueError` unless attention kernels can do heads of that width."""
     if head_dim not in HEAD_DIMS:
         raise ValueError(
             f"head_dim must be a multiple of 16 from 32 to 128, got {head_dim}{INSTEAD}"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,5 +29,14 @@ class Launch:
     options: Mapping[str, int] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Start it on the current stream."""
-        self.kernel[self.grid](**self.arguments, **self.options)
+        """Start it where its tensors are, on the current stream there."""
+        with self._device():
+            self.kernel[self.grid](**self.arguments, **self.options)
+
+    def _device(self) -> AbstractContextManager:
+        # Triton starts kernels on the current device, which need not be that of the tensors.
+        for given in self.arguments.values():
+            one = given[0] if isinstance(given, tuple) else given
+            if isinstance(one, Tensor) and one.is_cuda:
+                return torch.cuda.device(one.device)
+        return nullcontext()

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .checks import check_device
 from .memory_scan_inputs import By, Made, Scan, check_scan
 from .memory_scan_launch import back_launches, scan_launch
+from .once import first_order
 
 
 def memory_scan(
@@ -73,7 +73,7 @@ class _Scan(torch.autograd.Function):
         return made.firsts, made.lasts, end, made.lasts[-1].clone(), made.total
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *by_outputs: Tensor | None):  # type: ignore[override]
         closes, firsts, lasts, *tensors = ctx.saved_tensors
         k, v, eta, first, last, total, rate, norm = tensors

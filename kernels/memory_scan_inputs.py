@@ -47,17 +47,22 @@ class By(NamedTuple):
     end_total: Tensor | None
 
 
+def check_scan_sizes(d: int, n: int, tokens: int) -> None:
+    """Raise `ValueError` unless the kernels can do chunks of so many tokens, `[d, n]` weights."""
+    if d not in WIDTHS or n not in HIDDEN or tokens not in TOKENS:
+        raise ValueError(
+            "memory_dim must be from 16 to 128, hidden_dim from 16 to 256 and a chunk's tokens "
+            f"from 1 to 16, got {d}, {n} and {tokens}{INSTEAD}"
+        )
+
+
 def check_scan(scan: Scan) -> None:
     """Raise `ValueError` where an argument does not fit the others or is not supported."""
     if scan.k.dim() != 4:
         raise ValueError(f"k must be [K, N, L, d], got {tuple(scan.k.shape)}")
     chunks, nets, tokens, d = scan.k.shape
     n = scan.last.shape[-2]
-    if d not in WIDTHS or n not in HIDDEN or tokens not in TOKENS:
-        raise ValueError(
-            "memory_dim must be from 16 to 128, hidden_dim from 16 to 256 and a chunk's tokens "
-            f"from 1 to 16, got {d}, {n} and {tokens}{INSTEAD}"
-        )
+    check_scan_sizes(d, n, tokens)
     if not chunks:
         raise ValueError("k must have a chunk at least, got none")
     hidden = {

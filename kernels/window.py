@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import window_passes as passes
 from .checks import check_device
 from .inputs import Gate, Layer
+from .once import first_order
 from .window_checks import check_window
 from .window_inputs import Latents, Seen
 
@@ -86,7 +86,7 @@ class _Windowed(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *given, recent, lse = ctx.saved_tensors
         tensors: dict[str, Tensor | None] = dict(zip(NAMES, given, strict=True))

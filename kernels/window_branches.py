@@ -42,7 +42,7 @@ def by_query(
 @triton.jit
 def answer_again(
     absorbed, readouts, slot_bias_ptr, dlatent, latent, lse, share, i, first, row, head, start,
-    tokens, versions, scale, s: constexpr,
+    tokens, versions, s: constexpr,
 ):  # fmt: skip
     """Make the mix of the latents again, store it weighed by `share`, and return it, before that,
     times its gradient, `[queries]`.
@@ -63,7 +63,7 @@ def answer_again(
         tile = load(latents, s.e, s.block_e, s)
         scores, _, _ = virtual_scores(
             products(asked, tile, queries, latents, s.e, s.block_e, s), absorbed, slot_bias_ptr,
-            row, head, i[:, None], u[None, :], start, tokens, versions, scale, s,
+            row, head, i[:, None], u[None, :], start, tokens, versions, s,
         )  # fmt: skip
         weights = weigh(scores, lse[:, None])
         by_value = products(back, tile, given, latents, s.e, s.block_e, s)
@@ -76,7 +76,7 @@ def answer_again(
 @triton.jit
 def by_absorbed(
     absorbed, readouts, slot_bias_ptr, dlatent, dabsorbed, lse, share, x, i, first, row, head,
-    start, tokens, versions, scale, s: constexpr,
+    start, tokens, versions, s: constexpr,
 ):  # fmt: skip
     """Store the gradient of absorbed queries: of width E, and one for each slot."""
     there = i < tokens
@@ -94,9 +94,9 @@ def by_absorbed(
         tile = load(latents, s.e, s.block_e, s)
         scores, slot, read = virtual_scores(
             products(asked, tile, queries, latents, s.e, s.block_e, s), absorbed, slot_bias_ptr,
-            row, head, i[:, None], u[None, :], start, tokens, versions, scale, s,
+            row, head, i[:, None], u[None, :], start, tokens, versions, s,
         )  # fmt: skip
-        by_score = weigh(scores, lse[:, None]) * scale
+        by_score = weigh(scores, lse[:, None])
         by_value = products(back, tile, given, latents, s.e, s.block_e, s)
         by_score *= share[:, None] * by_value - x[:, None]
         # A query reads each slot once, and no other query reads it for that query.

@@ -41,13 +41,18 @@ def check_window(seen: Seen, layer: Layer, latents: Latents | None) -> None:
         _check_latents(latents, seen.q, kv_heads)
 
 
-def _check_latents(latents: Latents, q: Tensor, kv_heads: int) -> None:
-    batch, heads, _, width = q.shape
-    versions, slots, latent = latents.readouts.shape[1:]
+def check_latent_sizes(slots: int, latent: int) -> None:
+    """Raise `ValueError` unless the kernels can do so many virtual tokens of that width."""
     if not (1 <= latent <= WIDEST and 1 <= slots <= WIDEST):
         raise ValueError(
             f"latents must be from 1 to {WIDEST} wide and as many, got {slots} of {latent}{INSTEAD}"
         )
+
+
+def _check_latents(latents: Latents, q: Tensor, kv_heads: int) -> None:
+    batch, heads, _, width = q.shape
+    versions, slots, latent = latents.readouts.shape[1:]
+    check_latent_sizes(slots, latent)
     expect("readouts", latents.readouts, (batch, versions, slots, latent), torch.float32)
     shapes = {
         "to_key": (kv_heads, width, latent),

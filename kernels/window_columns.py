@@ -73,7 +73,7 @@ def window_latents(
     # views of [B, H, T, WIDTH], [B, V M, E], the gradient of what they bring, [B, H, T, E]
     absorbed, readouts, dlatent, slot_bias_ptr, start_ptr, lse_ptr, kept_ptr,
     # view of float32 [PARTS, B, V M, E]
-    dreadouts, dreadouts_part, tokens, versions, span, scale, s: constexpr,
+    dreadouts, dreadouts_part, tokens, versions, span, s: constexpr,
 ):  # fmt: skip
     """By latents, which are keys and values at once.
 
@@ -103,12 +103,12 @@ def window_latents(
             x = tl.load(kept_ptr + 3 * branch + of_head + i, mask=i < end, other=0)[None, :]
             scores, _, _ = virtual_scores(
                 products(tile, asked, latents, queries, s.e, s.block_e, s), absorbed,
-                slot_bias_ptr, row, head, i[None, :], u[:, None], start, end, versions, scale, s,
+                slot_bias_ptr, row, head, i[None, :], u[:, None], start, end, versions, s,
             )  # fmt: skip
             weights = weigh(scores, lse)
             found = product(weights * share, back, found, s)
             by_value = products(tile, back, latents, given, s.e, s.block_e, s)
-            by_score = weights * (share * by_value - x) * scale
+            by_score = weights * (share * by_value - x)
             found = product(by_score, asked, found, s)
     begin, stride, _, _ = tokens_of(dreadouts, row, 0, u, u < columns)
     store((begin + part * dreadouts_part, stride, u, u < columns), found, s.e, s.block_e)

@@ -48,9 +48,8 @@ def window_forward(
     tl.store(lse_ptr, lse, mask=there)
     if s.slots > 0:
         virtual_lse, mix = over_virtual(
-            absorbed, readouts, slot_bias_ptr, i, first, row, head, start, tokens, versions, scale,
-            s,
-        )  # fmt: skip
+            absorbed, readouts, slot_bias_ptr, i, first, row, head, start, tokens, versions, s
+        )
         asked = load(tokens_of(q, row, head, i, there), s.d, s.block_d, s)
         logits = gate_logits(asked, bias_ptr, weight_ptr, head, s)
         written = version(start + i + 1, s) > 0
@@ -90,9 +89,8 @@ def over_columns(
 
 @triton.jit
 def over_virtual(
-    absorbed, readouts, slot_bias_ptr, i, first, row, head, start, tokens, versions, scale,
-    s: constexpr,
-):  # fmt: skip
+    absorbed, readouts, slot_bias_ptr, i, first, row, head, start, tokens, versions, s: constexpr
+):
     """The log of the mass of a query's virtual tokens, and the mean of their latents."""
     queries = tokens_of(absorbed, row, head, i, i < tokens)
     asked = load(queries, s.e, s.block_e, s)
@@ -105,7 +103,7 @@ def over_virtual(
         tile = load(latents, s.e, s.block_e, s)
         scores, _, _ = virtual_scores(
             products(asked, tile, queries, latents, s.e, s.block_e, s), absorbed, slot_bias_ptr,
-            row, head, i[:, None], u[None, :], start, tokens, versions, scale, s,
+            row, head, i[:, None], u[None, :], start, tokens, versions, s,
         )  # fmt: skip
         top, mass, total = take_in(top, mass, total, scores, tile, s)
     return close(top, mass, total)

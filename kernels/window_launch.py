@@ -28,7 +28,7 @@ class Call(NamedTuple):
     Attributes:
         seen: of the call.
         latents: of the call, all in the dtype of q but for the gate; `None` without a memory.
-        absorbed: `[B, H, T, WIDTH]`: `W_K^T q`, and from column `lead` on `q . key_m`, not scaled.
+        absorbed: `[B, H, T, WIDTH]`: `W_K^T q`, and from column `lead` on `q . key_m`, scaled.
         lse: of window with sinks, and of virtual tokens, float32 `[2, B, H, T]`.
         sizes: what kernels are compiled for.
     """
@@ -39,21 +39,21 @@ class Call(NamedTuple):
     lse: Tensor
     sizes: Sizes
 
-    @property
-    def scale(self) -> float:
-        """What scores are multiplied by."""
-        return self.sizes.d**-0.5
-
     def always(self) -> dict[str, Any]:
         """Arguments of every kernel."""
         tokens = self.seen.q.shape[2]
-        sizes = {"tokens": tokens, "scale": self.scale, "s": self.sizes}
-        return {"start_ptr": self.seen.start, "lse_ptr": self.lse, **sizes}
+        return {
+            "start_ptr": self.seen.start,
+            "lse_ptr": self.lse,
+            "tokens": tokens,
+            "s": self.sizes,
+        }
 
     def exact(self) -> dict[str, Any]:
         """Arguments of kernels that go through window and sinks."""
         views = {name: view(x) for name, x in self.seen._asdict().items() if name != "start"}
-        return {**views, "history": self.seen.keys.shape[2] - self.seen.q.shape[2]}
+        history = self.seen.keys.shape[2] - self.seen.q.shape[2]
+        return {**views, "history": history, "scale": scale(self.sizes)}
 
     def virtual(self) -> dict[str, Any]:
         """Arguments of kernels that go through virtual tokens."""
@@ -92,6 +92,11 @@ class Back(NamedTuple):
     dy: Tensor
     dlatent: Tensor | None
     kept: Tensor
+
+
+def scale(sizes: Sizes) -> float:
+    """What scores are multiplied by."""
+    return sizes.d**-0.5
 
 
 def view(x: Tensor | None) -> View:
@@ -152,7 +157,7 @@ def columns_launch(call: Call, back: Back, dkeys: Tensor, dvalues: Tensor, sinks
         "dvalues": view(dvalues[0]),
         "dkeys_part": dkeys.stride(0),
         "dvalues_part": dvalues.stride(0),
-        "history": exact["history"],
+        **{name: exact[name] for name in ("history", "scale")},
         "columns": columns,
         "span": SPAN,
         "sinks": sinks,

@@ -15,6 +15,7 @@ from .window_launch import (
     head_parts,
     latents_launch,
     queries_launch,
+    scale,
     sink_parts,
 )
 from .window_products import add_by_heads, between_heads, side_by_side
@@ -84,7 +85,7 @@ def _absorbed(seen: Seen, latents: Latents | None, sizes: Sizes) -> Tensor | Non
     if latents is None:
         return None
     absorbed = side_by_side(seen.q, seen.q.shape[2], sizes.heads, sizes.width)
-    add_by_heads(absorbed, seen.q, _joined(latents, sizes), kept=False)
+    add_by_heads(absorbed, seen.q, _joined(latents, sizes), False, scale(sizes))
     return absorbed
 
 
@@ -104,8 +105,8 @@ def _by_queries(call: Call, back: Back) -> Gradients:
     joined = _joined(latents, sizes)
     # The kernel has left there what sinks and gate give.
     begun = sizes.sinks > 0 or sizes.gate == "query"
-    add_by_heads(dq, dabsorbed, joined.transpose(1, 2), kept=begun)
-    by_key = between_heads(seen.q, dabsorbed, joined)
+    add_by_heads(dq, dabsorbed, joined.transpose(1, 2), begun, scale(sizes))
+    by_key = between_heads(seen.q, dabsorbed, joined) * scale(sizes)
     by_slot = dabsorbed[..., sizes.lead : sizes.lead + sizes.slots]
     return {
         "turned_q": dturned,
@@ -113,7 +114,7 @@ def _by_queries(call: Call, back: Back) -> Gradients:
         "to_key": by_key[..., : sizes.e],
         "slot_key": by_key[..., sizes.lead : sizes.lead + sizes.slots],
         "to_value": between_heads(mix, back.dy, latents.to_value),
-        "slot_bias": by_slot.sum((0, 2), dtype=torch.float32) / call.scale,
+        "slot_bias": by_slot.sum((0, 2), dtype=torch.float32),
         **_by_gate(call, dlogit),
     }
 

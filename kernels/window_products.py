@@ -15,10 +15,13 @@ def side_by_side(like: Tensor, tokens: int, heads: int, width: int) -> Tensor:
     return like.new_empty(like.shape[0], tokens, heads, width).transpose(1, 2)
 
 
-def add_by_heads(out: Tensor, x: Tensor, weight: Tensor, kept: bool) -> None:
-    """`out = kept out + x W`, in place: `[B, H, T, I]` by `[Hkv, I, J]`, `out` side by side."""
+def add_by_heads(out: Tensor, x: Tensor, weight: Tensor, kept: bool, scale: float = 1.0) -> None:
+    """`out = kept out + scale x W`, in place: `[B, H, T, I]` by `[Hkv, I, J]`, `out` side by side.
+
+    Scaled before it is rounded: float16 would overflow before a later scale brings it back.
+    """
     for target, given in zip(_matrices(out, weight), _matrices(x, weight), strict=True):
-        target.baddbmm_(given, weight, beta=int(kept))
+        target.baddbmm_(given, weight, beta=int(kept), alpha=scale)
 
 
 def between_heads(x: Tensor, dy: Tensor, like: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def window_queries(
         share, of_memory = shares((lse, 1.0), (virtual_lse, 1.0), logits, alpha, written, s)
         answer = answer_again(
             absorbed, readouts, slot_bias_ptr, dlatent, latent, virtual_lse, of_memory,
-            i, first, row, head, start, tokens, versions, scale, s,
+            i, first, row, head, start, tokens, versions, s,
         )  # fmt: skip
         x, virtual_x, dlogit = by_gate(x, answer, share, of_memory, s)
         tl.store(kept_ptr + 2 * branch + per_query, of_memory, mask=there)
@@ -54,7 +54,7 @@ def window_queries(
             tl.store(dlogit_ptr + per_query, dlogit, mask=there)
         by_absorbed(
             absorbed, readouts, slot_bias_ptr, dlatent, dabsorbed, virtual_lse, of_memory,
-            virtual_x, i, first, row, head, start, tokens, versions, scale, s,
+            virtual_x, i, first, row, head, start, tokens, versions, s,
         )  # fmt: skip
     tl.store(kept_ptr + per_query, share, mask=there)
     tl.store(kept_ptr + branch + per_query, x, mask=there)

@@ -22,16 +22,15 @@ def exact_scores(products, i, j, start, history, scale, sinks: constexpr, s: con
 
 @triton.jit
 def virtual_scores(
-    products, absorbed, slot_bias_ptr, row, head, i, u, start, tokens, versions, scale,
-    s: constexpr,
-):  # fmt: skip
+    products, absorbed, slot_bias_ptr, row, head, i, u, start, tokens, versions, s: constexpr
+):
     """Of queries i over virtual tokens u; which of its version's slots that is to each query, and
     whether it reads it."""
     found = reads(i, u, start, versions, s)
     slot, read = found[0], found[1] & (i < tokens)
     query = absorbed[0] + row * absorbed[1] + head * absorbed[2]
     place = query + i.to(tl.int64) * absorbed[3] + s.lead + slot
-    scores = (products + tl.load(place, mask=read, other=0).to(tl.float32)) * scale
+    scores = products + tl.load(place, mask=read, other=0).to(tl.float32)
     if slot_bias_ptr is not None:
         place = slot_bias_ptr + head * s.slots + slot
         scores += tl.load(place, mask=read, other=0).to(tl.float32)

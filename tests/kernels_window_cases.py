@@ -56,7 +56,7 @@ def _nothing_is_written() -> Iterator[None]:
 @pytest.mark.parametrize("name", CASES)
 def test_one_call(name):
     case = CASES[name]
-    torch.manual_seed(len(name))
+    torch.manual_seed(len(name) + 6)
     seen, latents = case.seen(), case.latents()
     back = torch.randn(*seen.q.shape[:2], case.tokens, case.head_dim).to(case.dtype)
     exact, plain = (
@@ -71,6 +71,20 @@ def test_one_call(name):
         assert actual.dtype == plain[of].dtype
         shares[of] = assert_accurate(actual, exact[of], plain[of], SHARE if of != "bias" else FEW)
     print(name, {of: round(share, 2) for of, share in shares.items()})
+
+
+def test_what_several_programs_share(monkeypatch):
+    """Queries of a tile of sinks, and heads that read a tile of latents, dealt to programs."""
+    case = Case(heads=3, kv_heads=3, sinks=2, tokens=40, start=(12,))
+    torch.manual_seed(0)
+    seen, latents = case.seen(), case.latents()
+    back = torch.randn(1, 3, case.tokens, case.head_dim)
+    whole = outcome(windowed_attention, case.layer, *in_dtype(None, seen, latents), back)
+    monkeypatch.setattr("ttt_cache.kernels.window_launch.SPAN", 16)
+    monkeypatch.setattr("ttt_cache.kernels.window_launch.PROGRAMS", 1)
+    shared = outcome(windowed_attention, case.layer, *in_dtype(None, seen, latents), back)
+    for name, one in whole.items():
+        torch.testing.assert_close(shared[name], one, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_needed():

@@ -101,10 +101,12 @@ def _kernels(
     cache: HierarchicalCache, device: torch.device, state: CacheState | None
 ) -> tuple[Fused | None, Form]:
     """Kernels for a state and for calls; raises `ImportError` or `ValueError` if there are none."""
-    from . import fused, fused_parallel
     from .kernels.checks import check_device
 
-    check_device(device)
+    check_device(device)  # an old Triton lacks what the others import
+    from . import fused, fused_parallel
+
+    fused_parallel.check_sizes(cache)
     made = None
     if state is not None:
         made = fused.Fused.of(cache, state)

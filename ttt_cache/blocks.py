@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .kernels.once import first_order
 from .product import differentiated_only
 
 Part = tuple[slice, ...]
@@ -63,7 +63,7 @@ class _Blockwise(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         sums = _sums(tensors, wanted)
@@ -74,6 +74,8 @@ class _Blockwise(torch.autograd.Function):
             leaves = [part.detach().requires_grad_(want) for part, want in pairs]
             with torch.enable_grad(), ctx.autocast(), differentiated_only():
                 output = ctx.attend(told, *leaves)
+            if not output.requires_grad:  # nothing wanted has part in it
+                return
             inputs = [leaf for leaf in leaves if leaf.requires_grad]
             found = torch.autograd.grad(output, inputs, gradient[parts[0]], allow_unused=True)
             pieces = iter(found)
@@ -90,8 +92,12 @@ def _sums(tensors: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> list[Tensor 
     """Zeros for every gradient."""
     (rows, _, length, width), heads = tensors[0].shape, [z.shape[1] for z in tensors[:3]]
     packed = tensors[0].new_zeros(rows, length, sum(heads), width).transpose(1, 2)
-    every = [*packed.split(heads, dim=1), *(torch.zeros_like(z) for z in tensors[3:])]
-    return [total if want else None for total, want in zip(every, wanted, strict=True)]
+    begun = zip(packed.split(heads, dim=1), wanted[:3], strict=True)
+    rest = zip(tensors[3:], wanted[3:], strict=True)
+    return [
+        *(total if want else None for total, want in begun),
+        *(torch.zeros_like(tensor) if want else None for tensor, want in rest),
+    ]
 
 
 def _take(tensors: Iterable[Tensor], parts: Iterable[Part]) -> list[Tensor]:

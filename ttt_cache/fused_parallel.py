@@ -13,10 +13,14 @@ from torch import Tensor
 from .blocks import WHOLE, Part, blockwise, heads
 from .form import Form
 from .fused import gate_of, layer_of
+from .kernels.checks import check_head_dim
 from .kernels.inputs import Gate
 from .kernels.memory_scan import memory_scan
+from .kernels.memory_scan_inputs import check_scan_sizes
 from .kernels.window import windowed_attention
+from .kernels.window_checks import check_latent_sizes
 from .kernels.window_inputs import Latents, Seen
+from .memory import TTT
 from .memory.chunks import Given, Versions
 from .memory.tokens import LatentTokens
 from .span import Span
@@ -29,6 +33,17 @@ Group = tuple[slice, slice]
 """Some query heads, and the key heads that they share."""
 
 
+def check_sizes(cache: HierarchicalCache) -> None:
+    """Raise `ValueError` where a call of some length could not be computed."""
+    check_head_dim(cache.head_dim)
+    memory, reader = cache.memory, cache.reader
+    if isinstance(memory, TTT) and isinstance(reader, LatentTokens):
+        check_scan_sizes(
+            memory.head_dim, memory.fast.layers[memory.fast.last].shape[1], memory.chunk
+        )
+        check_latent_sizes(reader.slots, memory.latent_dim)
+
+
 def attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor | None, span: Span) -> Tensor:
     """As `ttt_cache.windowed.attend`.
 
@@ -36,11 +51,12 @@ def attend(cache: HierarchicalCache, exact: Exact, readouts: Tensor | None, span
     heads at once, and their gradients, would be the most that a training step has to hold.
     """
     start = span.start.expand(len(exact.q)).contiguous()
-    memory = {} if cache.config.reset_memory else _memory(cache, readouts)
+    memory = _memory(cache, readouts)
+    reads = bool(memory) and not cache.config.reset_memory
 
     def some(_: Group, *given: Tensor) -> Tensor:
         seen = _seen(cache, Exact(*given[:7]), start)
-        latents = _latents(cache, dict(zip(memory, given[7:], strict=True))) if memory else None
+        latents = _latents(cache, dict(zip(memory, given[7:], strict=True))) if reads else None
         return windowed_attention(seen, layer_of(cache), latents)
 
     latent_dim = memory["to_key"].shape[2] if memory else 0
@@ -123,5 +139,10 @@ def run(given: Given) -> Versions:
     return Versions(several[0], lasts, (several[1], end_last, several[2]))
 
 
+def turns_once(_: HierarchicalCache) -> bool:
+    """Each group of heads turns its own keys."""
+    return False
+
+
 # The weights after every chunk would be most of what attention keeps for the way back.
-KERNELS = Form(attend, lambda _: False, run, scans_again=True)
+KERNELS = Form(attend, turns_once, run, scans_again=True)

@@ -22,7 +22,7 @@ from .span import Span
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
 
-PART = 2**24  # bytes of memory versions that are made again together on the way back
+PART = 2**24  # bytes of a row's memory versions that are made again together on the way back
 
 
 class Grid(NamedTuple):
@@ -98,7 +98,7 @@ def parts(
     valid = grid.valid.expand(batch, -1).unflatten(1, (-1, window.chunk))
     complete = grid.complete.expand(batch, -1)
     horizons = set(range(0, chunks, bptt)) if bptt else {0}
-    most = max(1, PART // max(1, sum(part.nbytes for part in state.values())))
+    most = max(1, PART * batch // max(1, sum(part.nbytes for part in state.values())))
     bounds = sorted(horizons | {*range(0, chunks, most), chunks})
     sizes = [end - start for start, end in pairwise(bounds)]
     split = zip(*(z.split(sizes, dim=1) for z in (laid, valid, complete)), strict=True)

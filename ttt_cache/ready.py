@@ -90,9 +90,9 @@ def _unmade(reader: LatentTokens, readout: Tensor, dtype: torch.dtype) -> dict[s
     tokens = (len(readout), kv_heads, slots, head_dim)
     with torch.inference_mode(False):  # or a step that is not within that mode could not write
         return {
-            "keys": torch.zeros(tokens, dtype=dtype),
-            "values": torch.zeros(tokens, dtype=dtype),
-            "readout": torch.full(readout.shape, torch.nan, dtype=readout.dtype),
+            "keys": torch.zeros(tokens, dtype=dtype, device=readout.device),
+            "values": torch.zeros(tokens, dtype=dtype, device=readout.device),
+            "readout": torch.full_like(readout, torch.nan),
         }
 
 

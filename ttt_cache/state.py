@@ -32,7 +32,7 @@ class CacheState:
         memory: the memory's own state (fast weights, gradient so far).
         readout: what queries read of the newest memory version, `[B, *]`.
         backend: what answers streaming steps of one token, chosen when the state is made.
-        ready: virtual tokens of the read-outs, where they lie ready; never saved nor copied.
+        ready: virtual tokens of the read-outs, where they lie ready; no part of the state.
     """
 
     count: Tensor

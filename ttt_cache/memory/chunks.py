@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..kernels.once import first_order
 from ..precision import full_precision
 from . import adjoint, delta
 from .delta import Chunk, Rule
@@ -91,7 +91,7 @@ class _Run(torch.autograd.Function):
         return (versions[0], last, *versions[1:], *hidden, *totals)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *by_outputs: Tensor):  # type: ignore[override]
         depth = (len(by_outputs) - 2) // 3
         closes, last, *rest = ctx.saved_tensors
