@@ -15,6 +15,7 @@ from moshi.modules.streaming import StreamingModule
 from torch import Tensor, nn
 
 import ttt_cache
+from ttt_cache.ready import Ready
 
 Said = list[Tensor | None]
 
@@ -88,7 +89,8 @@ def same(one: Said, other: Said) -> bool:
 def remembered(*roots: nn.Module) -> dict[str, Any]:
     """Every tensor and integer that hangs on a streaming state, as bytes; random generators too.
 
-    Found through the attributes of whatever is there: a field that sessions forget is seen.
+    Found through the attributes of whatever is there: a field that sessions forget is seen. What is
+    derived of a state and no part of it is not.
     """
     found = {"generator": torch.get_rng_state().numpy().tobytes()}
     for number, root in enumerate(roots):
@@ -103,6 +105,8 @@ def _values(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Tensor):
         whole = value.detach().contiguous()
         yield path, (tuple(value.shape), whole.view(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Ready):
+        return
     elif isinstance(value, int):
         yield path, value
     elif isinstance(value, dict):

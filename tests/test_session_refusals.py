@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -96,9 +97,12 @@ OTHERS: dict[str, tuple[Change, str]] = {
         r"model\.delays: .* with \[0, 0, 1, 0, 1\], here it is \[0, 0, 0, 0, 1\]",
     ),
     "width": (lambda: talk(moshi(SETTINGS, dim=64), 2), r"model\.dim: .* 32, here it is 64"),
-    "context": (lambda: talk(moshi(SETTINGS, context=50), 2), r"model\.structure: "),
-    "rotation": (other_period, r"model\.structure: "),
-    "dtype": (lambda: talk(moshi(SETTINGS, dtype=torch.bfloat16), 2), r"model\.structure: "),
+    "context": (lambda: talk(moshi(SETTINGS, context=50), 2), r"model\.context: .* here it is 50"),
+    "rotation": (other_period, r"model\.structure: .* built otherwise"),
+    "dtype": (
+        lambda: talk(moshi(SETTINGS, dtype=torch.bfloat16), 2),
+        r"model\.dtype: the session was saved with float32, here it is bfloat16",
+    ),
     "no patch": (without_patch, r"model\.patched: .* here it is \[\]"),
     "layers": (
         lambda: talk(moshi({"layers": [0, 1]}), 2),
@@ -209,6 +213,17 @@ def test_paths(gen, tmp_path):
         ttt_cache.save_session(gen, tmp_path)
     with pytest.raises(FileNotFoundError, match="file must be in a folder that exists"):
         ttt_cache.save_session(gen, tmp_path / "none" / "talk")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe is there and no regular file"):
+        ttt_cache.save_session(gen, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_goes_on_pointing_to_the_session(gen, tmp_path):
+    (tmp_path / "last").symlink_to(tmp_path / "talk")
+    for _ in range(2):
+        ttt_cache.save_session(gen, tmp_path / "last")
+        assert (tmp_path / "last").is_symlink() and (tmp_path / "talk").is_file()
 
 
 def test_a_full_disk_leaves_the_old_session(gen, file, tmp_path, monkeypatch):
@@ -267,11 +282,30 @@ def test_other_safetensors_files(gen, tmp_path):
     refused(gen, tmp_path / "adapter_model.safetensors", ValueError, "is not a session")
 
 
-def test_generators_of_another_torch(gen, file, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("generators.cpu", lambda t: t[:-1].clone(), "state of the cpu generator is none here"),
+        ("generators.cpu", lambda t: t.short(), "state of the cpu generator is none here"),
+        ("generators.cpu", torch.zeros_like, "state of the cpu generator is none here"),
+        ("counters.gen.offset_cpu", lambda t: t[None].clone(), r"offset_cpu must be one .*int64"),
+        ("counters.gen.offset_cpu", lambda t: t.float(), r"offset_cpu must be one .*float32"),
+    ],
+)
+def test_what_a_batch_has_beside_its_rows(name, change, match, gen, file, tmp_path):
+    """Of another version of torch, or forged with a checksum that is right."""
     tensors, described = session_file.read_session(file)
-    tensors["generators.cpu"] = tensors["generators.cpu"][:-1].clone()
+    tensors[name] = change(tensors[name])
     session_file.write_session(tmp_path / "talk", tensors, described)
-    refused(gen, tmp_path / "talk", ValueError, "state of the cpu generator must be of shape")
+    refused(gen, tmp_path / "talk", ValueError, match)
+
+
+@pytest.mark.parametrize("missing", ["identity", "conversations", "whole_batch"])
+def test_what_a_file_does_not_say(missing, gen, file, tmp_path):
+    tensors, described = session_file.read_session(file)
+    del described[missing]
+    session_file.write_session(tmp_path / "talk", tensors, described)
+    refused(gen, tmp_path / "talk", ValueError, f"it does not say its {missing}")
 
 
 def test_states_that_are_not_known(gen, file, tmp_path):

@@ -33,10 +33,18 @@ def write_whole(writers: Mapping[Path, Callable[[Path], object]], mode: int = 0o
 
     Args:
         mode: who may read and write them.
+
+    Raises:
+        OSError: a path is there and no regular file, so that renaming would take its place.
     """
     temporary: dict[Path, Path] = {}
+    # A link stays one: what it points to is written.
+    places = {path.resolve(): write for path, write in writers.items()}
+    for path in places:
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path} is there and no regular file; nothing was written")
     try:
-        for path, write in writers.items():
+        for path, write in places.items():
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
             os.close(handle)
             temporary[path] = Path(name)

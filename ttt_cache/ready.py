@@ -15,7 +15,7 @@ from torch import Tensor
 from .memory import VirtualTokens
 from .memory.tokens import LatentTokens
 from .precision import full_precision
-from .rows import captured, change, per_row
+from .rows import captured, per_row
 
 if TYPE_CHECKING:
     from .cache import HierarchicalCache
@@ -74,7 +74,11 @@ class Ready:
             # An interruption must leave nothing that seems to fit.
             made["readout"].masked_fill_(per_row(changed, readout), torch.nan)
             with full_precision(readout):
-                change(changed, made, reader.make, readout)
+                for row in changed.nonzero().flatten().tolist():
+                    # By itself: how a product of several rows rounds depends on how many they are,
+                    # and a conversation that was restored must go on to the bit.
+                    one = slice(row, row + 1)
+                    reader.make({name: t[one] for name, t in made.items()}, readout[one])
         return made["keys"], made["values"]
 
 

@@ -128,10 +128,12 @@ def load_session(
     now = running(gen, mimi)
     saved = _part(tensors, ROWS)
     check_tensors(path, saved, now, described["conversations"], rows)
-    generators = counters = {}
+    counters: dict[str, int] = {}
+    generators: dict[str, Tensor] = {}
     if row is None and described["whole_batch"]:
-        counters, generators = _part(tensors, COUNTERS), _part(tensors, GENERATORS)
-        check_names(path, counters, now.counters)
+        counted, generators = _part(tensors, COUNTERS), _part(tensors, GENERATORS)
+        check_names(path, counted, now.counters)
+        counters = {name: _count(path, name, count) for name, count in counted.items()}
         _check_generators(path, generators, gen.lm_model.device)
     # Nothing is refused from here on, and nothing was changed before.
     if not counters:
@@ -142,13 +144,20 @@ def load_session(
             put(held, saved[name], batch, rows)
     for name, count in counters.items():
         state, attribute = now.counters[name]
-        setattr(state, attribute, int(count))
+        setattr(state, attribute, count)
     _set_generators(generators, gen.lm_model.device)
 
 
 def _part(tensors: dict[str, Tensor], first: str) -> dict[str, Tensor]:
     """What a file has under names that begin so, without that beginning."""
     return {name.removeprefix(first): t for name, t in tensors.items() if name.startswith(first)}
+
+
+def _count(path: Path, name: str, saved: Tensor) -> int:
+    if saved.shape or saved.dtype != torch.int64:
+        got = f"{saved.dtype} of shape {list(saved.shape)}"
+        raise ValueError(f"{path}: {name} must be one torch.int64, got {got}")
+    return int(saved)
 
 
 def _set_age(now: Running, offsets: Tensor, rows: Sequence[int]) -> None:
@@ -170,13 +179,16 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
 
 
 def _check_generators(path: Path, saved: dict[str, Tensor], device: torch.device) -> None:
-    for name, state in _generators(device).items():
-        if name in saved and saved[name].shape != state.shape:
-            got = list(saved[name].shape)
+    for name in _generators(device):
+        if name not in saved:
+            continue
+        try:  # on one that nothing draws from
+            torch.Generator(device if name == "cuda" else "cpu").set_state(saved[name])
+        except (RuntimeError, TypeError) as error:
             raise ValueError(
-                f"{path}: the state of the {name} generator must be of shape {list(state.shape)}, "
-                f"got {got}: it comes from another version of torch"
-            )
+                f"{path}: the state of the {name} generator is none here, as if from another "
+                f"version of torch: {error}"
+            ) from error
 
 
 def _set_generators(saved: dict[str, Tensor], device: torch.device) -> None:

@@ -17,6 +17,7 @@ from .files import write_whole
 FORMAT = 1
 KEY = "ttt_cache_session"  # of the description, in the header's metadata
 OWNER_ONLY = 0o600  # what was said is nobody else's business
+DESCRIBED = {"identity": dict, "conversations": int, "whole_batch": bool}  # what is needed of it
 Described = dict[str, Any]
 
 
@@ -68,6 +69,9 @@ def read_session(path: Path) -> tuple[dict[str, Tensor], Described]:
         )
     if described.pop("checksum", None) != checksum(tensors, described):
         raise ValueError(f"{path} is damaged: its contents are not those that were written")
+    for name, kind in DESCRIBED.items():
+        if not isinstance(described.get(name), kind):
+            raise ValueError(f"{path} is damaged: it does not say its {name}")
     return tensors, described
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from . import fingerprint
 from .patched import PatchedAttention
+from .targets import attention_of
 
 Identity = dict[str, Any]
 # Settings that change nothing in a running conversation.
@@ -20,6 +21,7 @@ NOT_RUNNING = ("layers", "preset", "bptt")
 def identity_of(gen: LMGen, mimi: MimiModel | None) -> Identity:
     """What must be the same, as plain JSON values, in the order in which it is compared."""
     lm = gen.lm_model
+    attention = attention_of(lm.transformer, 0)
     shapes = {
         "class": type(lm).__name__,
         "codebooks": lm.num_codebooks,
@@ -29,6 +31,9 @@ def identity_of(gen: LMGen, mimi: MimiModel | None) -> Identity:
         "delays": list(lm.delays),
         "dim": lm.dim,
         "layers": len(lm.transformer.layers),
+        "heads": attention.num_heads,
+        "context": attention.context,
+        "dtype": str(lm.dtype).removeprefix("torch."),
     }
     # Guidance gives every conversation a second row in the language model.
     found = {"guidance": gen.cfg_coef != 1.0, "model": shapes | _described(lm), "mimi": None}
@@ -72,5 +77,10 @@ def _check_same(path: Path, name: str, saved: Any, here: Any) -> None:
     if isinstance(saved, dict) and isinstance(here, dict):
         for key in [*here, *(saved.keys() - here.keys())]:
             _check_same(path, f"{name}.{key}" if name else key, saved.get(key), here.get(key))
+    elif saved != here and name.endswith("structure"):
+        raise ValueError(
+            f"{path}: {name}: the session's model is built otherwise than this one: a module has "
+            "another class, dtype or attribute (settings set by hand and another moshi count too)"
+        )
     elif saved != here:
         raise ValueError(f"{path}: {name}: the session was saved with {saved}, here it is {here}")
