@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .memory import VirtualTokens
 from .memory.tokens import LatentTokens
-from .precision import full_precision
+from .precision import full_precision, wide, widened
 from .rows import captured, per_row
 
 if TYPE_CHECKING:
@@ -109,9 +109,12 @@ def read(
         scores `[B, Hkv, R, 1, M]`, and what makes of such weights `[B, Hkv, R, 1, D]`.
     """
     if isinstance(reader, LatentTokens) and _pays(cache, reader, state.readout):
-        keys, values = state.ready.tokens(reader, state.readout, q.dtype)
-        scores = reader.score_made(q.squeeze(3), keys).unsqueeze(3)
-        return scores, lambda weights: (weights.squeeze(3) @ values).unsqueeze(3)
+        keys, values = state.ready.tokens(reader, state.readout, wide(q.dtype))
+        scores = reader.score_made(widened(q.squeeze(3)), keys).unsqueeze(3)
+        return (
+            scores,
+            lambda weights: (widened(weights.squeeze(3)) @ values).unsqueeze(3).to(q.dtype),
+        )
     readout = state.readout[:, None, None]  # one group of one query, one version
     scores = reader.score(q.unsqueeze(3), readout).squeeze(3)
     return scores, lambda weights: reader.mix(weights.unsqueeze(3), readout).squeeze(3)
