@@ -19,7 +19,7 @@ import ttt_cache
 LENGTH = 40
 STOCK = {"memory": "none", "recent": CONTEXT}
 # Of the scale: 16 bits differ by their rounding, of int8 a rounding may turn a whole step of 1/127.
-# Both forms round in 16 bits, each where it does, in every layer; a wrong memory is off by its scale.
+# Both forms round in every layer, each where it does; a wrong memory is off by its scale.
 ROUNDINGS = 8 * torch.finfo(torch.bfloat16).eps
 TOLERANCE = {"bfloat16": ROUNDINGS, "int8": ROUNDINGS}
 
