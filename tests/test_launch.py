@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,7 @@ def test_what_python_prints_of_a_program_is_what_launch_prints(
     name = script("def f():\n    print('before', flush=True)\n    return {}['key']\nf()\n")
     plain, ours = ended(name, cwd=tmp_path), ended(*LAUNCH, name, cwd=tmp_path)
     assert plain.status == ours.status == 1 and plain.stdout == ours.stdout == "before\n"
-    said, plainly = (re.sub(r'".*program.py"', "", end.stderr) for end in (ours, plain))
-    assert said == plainly, "no frames but the program's"
+    assert ours.stderr == plain.stderr, "no frames but the program's"
 
 
 @pytest.mark.parametrize(
@@ -120,10 +118,10 @@ def test_only_what_is_handed_out_meanwhile_is_patched(monkeypatch: pytest.Monkey
     monkeypatch.setattr(CheckpointInfo, "get_moshi", get_moshi)
     info = CheckpointInfo(Path(), Path(), Path())
     install = from_settings({"recent": 6})
-    with pytest.raises(KeyError), handed_out(install) as installed:
+    with pytest.raises(KeyError), handed_out(install) as handed:
         assert CheckpointInfo.get_moshi.__name__ == "get_moshi"
         assert info.get_moshi() is models[0] and info.get_moshi() is models[1]
         raise KeyError
     assert info.get_moshi() is models[2] and CheckpointInfo.get_moshi is get_moshi
     patched = [bool(getattr(m.transformer, "ttt_cache", None)) for m in models]
-    assert patched == [True, True, False] and len(installed) == 2
+    assert patched == [True, True, False] and len(handed.installed) == 2

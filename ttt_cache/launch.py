@@ -6,8 +6,11 @@ import errno
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,20 +21,32 @@ from .adapter import load_adapter, locate, read_config
 from .config import CacheConfig
 from .exclusions import NETWORKS
 from .patch import Patch, patch
-from .program import as_main, start, without_frames_of
+from .program import as_main, finish_threads, start, without_frames_of
 from .report import summary
 
 Install = Callable[[LMModel], Patch]
 
-FAILED, NOT_INSTALLED, INTERRUPTED = 1, 3, 130  # exit statuses; Python's own, ours, a shell's
+FAILED, NOT_INSTALLED = 1, 3  # exit statuses: Python's own, ours
 HELP = {"-h", "--help"}
 
 
 class Refused(SystemExit):
-    """There is no such program, or the cache does not fit its model; the message is one sentence.
+    """There is no such program, or the cache does not fit its model; its code is one sentence."""
 
-    It is no `Exception`, so that a program that catches those cannot go on without the cache.
+
+@dataclass
+class HandedOut:
+    """What became of the language models that a program asked `CheckpointInfo` for.
+
+    Attributes:
+        asked: it asked for one, whatever came of it.
+        installed: what stderr was told of each model that has a cache.
+        refused: why a model was not handed out, for each that the cache does not fit.
     """
+
+    asked: bool = False
+    installed: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
 
 
 def from_adapter(folder: str | os.PathLike[str]) -> Install:
@@ -71,66 +86,71 @@ def run(program: str, arguments: Sequence[str], install: Install) -> int:
 
     Returns:
         its exit status. A success is turned into `NOT_INSTALLED`, and stderr says so, where the
-        program never asked `CheckpointInfo` for a model, unless it was asked for its help.
+        program got no model from `CheckpointInfo`, unless it was asked for its help alone.
 
     Raises:
-        Refused: nothing of that name can be run, or the cache does not fit.
+        Refused: nothing of that name can be run, or the cache does not fit, however it ended.
         SystemExit: the program's own failure.
+        KeyboardInterrupt: nor did it handle that; its traceback has been shown.
     """
-    with as_main(program, arguments), handed_out(install) as installed, _without_cuda():
-        try:
-            start(program)
-        except SystemExit as end:
-            if end.code not in (None, 0):
-                raise
-        except (Exception, KeyboardInterrupt) as error:
-            return _failed(program, error)
-    if installed or HELP.intersection(arguments):
+    with as_main(program, arguments), handed_out(install) as handed, _without_cuda():
+        end = _end_of(program)
+    if handed.refused:
+        raise handed.refused[0]
+    if end is not None:
+        raise end
+    if handed.installed or (HELP.intersection(arguments) and not handed.asked):
         return 0
     say(
-        f"{program} ended without asking moshi's CheckpointInfo for a language model: "
-        f"no cache was installed (exit status {NOT_INSTALLED})"
+        f"{program} ended without a language model from moshi's CheckpointInfo in its own "
+        f"process: no cache was installed (exit status {NOT_INSTALLED})"
     )
     return NOT_INSTALLED
 
 
 @contextmanager
-def handed_out(install: Install) -> Iterator[list[str]]:
+def handed_out(install: Install) -> Iterator[HandedOut]:
     """Install a cache in every language model that `CheckpointInfo.get_moshi` returns meanwhile.
 
     That is after its weights and LoRA are loaded, and fused if asked for, and before `LMGen` takes
     it. Models keep their cache afterwards; what moshi hands out then has none.
 
     Yields:
-        what stderr was told of each model so far.
+        what became of each model so far.
     """
-    stock, installed = CheckpointInfo.get_moshi, []
+    stock, handed = CheckpointInfo.get_moshi, HandedOut()
 
     @functools.wraps(stock)
     def get_moshi(self: CheckpointInfo, *args: Any, **kwargs: Any) -> LMModel:
+        handed.asked = True
         model = stock(self, *args, **kwargs)
         # A new memory draws weights; what the program samples must depend on its seed alone.
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             try:
                 install(model)
-                installed.append(summary(model))
+                told = summary(model)
             except (TypeError, ValueError, RuntimeError, OSError) as error:
-                raise Refused(str(error)) from error
-        say(installed[-1])
+                handed.refused.append(Refused(str(error)))
+                # No `Exception`, so that a program that catches those does not go on without the
+                # cache, and the one that `threading` ends a thread with, without a traceback.
+                raise SystemExit(str(error)) from error
+        handed.installed.append(told)
+        say(told)
         if not torch.cuda.is_available():
             say("there is no CUDA on this machine: the model runs on the CPU")
         return model
 
     CheckpointInfo.get_moshi = get_moshi
     try:
-        yield installed
+        yield handed
     finally:
         CheckpointInfo.get_moshi = stock
 
 
 def say(message: str) -> None:
-    """Tell the user; stdout is the program's."""
-    print(f"ttt-cache: {message}", file=sys.stderr, flush=True)
+    """Tell the user, where stderr is open: stdout, which `print` would take, is the program's."""
+    if sys.stderr is not None:
+        print(f"ttt-cache: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -147,16 +167,27 @@ def _without_cuda() -> Iterator[None]:
         torch.cuda.synchronize = synchronize
 
 
-def _failed(program: str, error: BaseException) -> int:
-    """Show an error as Python does, without our own frames; returns the exit status."""
+def _end_of(program: str) -> BaseException | None:
+    """Run a program and the threads that it leaves; returns what to raise, unless it ended well."""
+    before, end = threading.enumerate(), None
+    for step in (partial(start, program), partial(finish_threads, before)):
+        try:
+            step()
+        except SystemExit as error:
+            end = None if error.code in (None, 0) else error
+        except BaseException as error:
+            _show(program, error)
+            end = error if isinstance(error, KeyboardInterrupt) else SystemExit(FAILED)
+    return end
+
+
+def _show(program: str, error: BaseException) -> None:
+    """Show an error as Python does, without our own frames."""
     frames = without_frames_of(__name__, error.__traceback__)
     if frames is None and isinstance(error, (ImportError, OSError)):  # it never started
         raise Refused(f"{program} cannot be run: {error}") from None
     sys.excepthook(type(error), error.with_traceback(frames), frames)
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         say(f"{program}: the port is in use; stop what listens there, or choose another --port")
     if not torch.cuda.is_available() and ("CUDA" in str(error) or "NVIDIA" in str(error)):
         say(f"{program} asked for CUDA, which this machine has not: give it --device cpu")
-    return FAILED

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import fail, reason, refusals
+from .errors import INTERRUPTED, fail, reason, refusals
 from .options import Chunk, Memory, Preset, Recent, Sinks, Virtual, given, parse_layers
 
 # Everything after MODULE is the program's, whatever it looks like.
@@ -84,4 +84,6 @@ def launch(
         status = run(program, arguments or [], install)
     except Refused as refused:
         raise fail(reason(refused)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(status)
