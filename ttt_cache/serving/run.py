@@ -106,6 +106,9 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
         ValueError: the port, the certificate, the folder of sessions or the model cannot be used.
         ttt_cache.launch.Refused: the cache does not fit the model.
     """
+    token = options.token
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+        raise ValueError("--token must be printable ASCII characters, and at least one")
     context = None if options.ssl is None else tls(options.ssl)
     sessions = None
     if options.sessions is not None:

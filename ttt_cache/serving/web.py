@@ -176,7 +176,7 @@ class Web:
                 shown = base64.b64decode(shown, validate=True).decode().partition(":")[2]
         elif kind.lower() != "bearer":
             shown = request.query.get("token", "")
-        if not hmac.compare_digest(shown.encode(), self._token.encode()):
+        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token.encode()):
             raise self._refusal(401, "token", "a token is needed")
 
     def _refusal(self, status: int, word: str, reason: str) -> web.HTTPException:
