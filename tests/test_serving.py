@@ -95,6 +95,7 @@ def test_a_session_goes_on_where_it_was(models, heard, tmp_path) -> None:
                 await client.hear(LENGTH)  # no delay: it has something to say at once
                 await client.hear_for(0.05)
                 assert client.session == name, "said after the handshake, too"
+
     run(test())
 
 
@@ -219,7 +220,9 @@ def test_tokens(models) -> None:
                 pass
             await until(lambda: server.engine.free == 1)
             # As moshi.client --url ws://me:TOKEN@host gives it.
-            async with connected(server.url().replace("//", "//me:s3cret@"), ):
+            async with connected(
+                server.url().replace("//", "//me:s3cret@"),
+            ):
                 pass
 
     run(test())

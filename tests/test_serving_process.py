@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import moshi.client_utils  # noqa: F401 - before CliRunner lends its stderr: it keeps what it finds
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from serving_support import Client, connected, greedy, voices
 from typer.testing import CliRunner
 
 from ttt_cache.cli import main
+from ttt_cache.session_file import read_session
 
 EVERY, LENGTH = 0.5, 24
 
@@ -35,10 +37,13 @@ def running(words: list[str], cwd: Path) -> Iterator[subprocess.Popen]:
     """A server that has said that it serves; whatever becomes of it, it is gone afterwards."""
     process = program("-m", "ttt_cache.cli", *words, cwd=cwd, stderr=subprocess.STDOUT)
     try:
+        said: list[str] = []
         for line in process.stdout or ():
+            said.append(line)
             if "2 conversations at http" in line:
                 break
-        assert process.poll() is None, "it did not begin"
+        else:
+            raise AssertionError("".join(said))
         yield process
     finally:
         process.kill()
@@ -51,61 +56,46 @@ def ended(process: subprocess.Popen, how: signal.Signals) -> Ended:
     return Ended(process.returncode, stdout, "")
 
 
-async def say_at_pace(client: Client, pcm: np.ndarray, pace: float = 0.08) -> None:
-    for frame in np.split(pcm, len(pcm) // FRAME):
+async def at_pace(client: Client, pcm: np.ndarray) -> None:
+    """Say a frame each 80 ms, and none before the last one is answered."""
+    for number, frame in enumerate(np.split(pcm, len(pcm) // FRAME)):
         await client.say(frame)
-        await asyncio.sleep(pace)
+        await asyncio.sleep(0.08)
+        await client.hear(number - 1)
 
 
-async def half_a_talk(url: str, pcm: np.ndarray) -> Client:
-    """A conversation that is connected still when its text is asked for."""
+async def talk_until(process: subprocess.Popen, how: signal.Signals, url: str, pcm: np.ndarray):
+    """Talk, then end the server; returns the name of the session and the code it closed with."""
     async with connected(url) as client:
-        await say_at_pace(client, pcm)
-        await client.hear(len(pcm) // FRAME - 2)
-    return client
+        await at_pace(client, pcm)
+        process.send_signal(how)
+        with contextlib.suppress(TypeError, aiohttp.ClientError):
+            await client.hear_for(30)
+        return client.session, client.socket.close_code
+
+
+def frames_in_session(folder: Path) -> int:
+    (file,) = folder.glob("*.safetensors")
+    return int(read_session(file)[0]["rows.gen.offsets"])
 
 
 def test_killed_and_stopped_servers_go_on(small_moshi: Checkpoint, tmp_path: Path) -> None:
     """After kill -9 from what was saved at most an interval before; after SIGTERM, from its end."""
     port, (pcm,) = free_port(), voices(small_moshi.speech, 1, LENGTH)
-    words = arguments(small_moshi, port, "--sessions", tmp_path / "s", "--save-every", EVERY)
+    folder = tmp_path / "sessions"
+    words = arguments(small_moshi, port, "--sessions", folder, "--save-every", EVERY)
     url = f"http://localhost:{port}/api/chat?session="
     with running(words, tmp_path) as process:
-
-        async def until_killed() -> str:
-            async with connected(url + "new") as client:
-                await say_at_pace(client, pcm)
-                process.kill()
-                return client.session
-
-        name = asyncio.run(until_killed())
+        name, _ = asyncio.run(talk_until(process, signal.SIGKILL, url + "new", pcm))
+    kept = frames_in_session(folder)
+    assert LENGTH - EVERY / 0.08 - 3 <= kept <= LENGTH
     with running(words, tmp_path) as process:
-
-        async def on() -> None:
-            async with connected(url + name) as client:
-                await client.say(pcm[: 4 * FRAME])
-                await client.hear(4)  # no delay: it has been talking
-                assert ended_in_time()
-
-        def ended_in_time() -> bool:
-            return True
-
-        asyncio.run(on())
-
-        async def stopped() -> int | None:
-            async with connected(url + name) as client:
-                await client.say(pcm[: 4 * FRAME])
-                await client.hear(4)
-                process.send_signal(signal.SIGTERM)
-                while not client.socket.closed:
-                    await client.socket.receive()
-                return client.socket.close_code
-
-        assert asyncio.run(stopped()) == 1001
+        again = asyncio.run(talk_until(process, signal.SIGTERM, url + name, pcm[: 6 * FRAME]))
         stdout, _ = process.communicate(timeout=30)
-        assert process.returncode == 0 and "stopping; conversations that end: 1" in stdout
-        assert "Traceback" not in stdout
-    assert len(list((tmp_path / "s").glob("*.safetensors"))) == 1
+    assert again == (name, 1001)
+    assert process.returncode == 0 and "stopping; conversations that end: 1" in stdout
+    assert "Traceback" not in stdout
+    assert frames_in_session(folder) == kept + 6
 
 
 def call(*words: object) -> Any:
@@ -173,7 +163,3 @@ def test_tls(small_moshi: Checkpoint, tmp_path: Path) -> None:
 
         asyncio.run(talk())
         assert ended(process, signal.SIGINT).status == 0
-
-
-if sys.platform == "win32":
-    pytest.skip("signals", allow_module_level=True)

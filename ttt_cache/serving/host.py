@@ -83,7 +83,9 @@ class Host:
         try:
             name, row = await (self._begin() if name is None else self._go_on(name))
         except FullError:
-            raise RefusedError(503, "full", "all conversations are taken; try again later") from None
+            raise RefusedError(
+                503, "full", "all conversations are taken; try again later"
+            ) from None
         try:
             self._refuse_if_stopping()  # meanwhile
         except RefusedError:

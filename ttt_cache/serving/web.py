@@ -23,6 +23,7 @@ HANDSHAKE, METADATA = b"\x00", b"\x04"
 NEW = "new"  # ?session=new: begin one, and say its name
 SESSION_HEADER = "X-Session-Id"
 MOST_BYTES = 64 * 1024  # in a message; a frame of Opus is 300 bytes
+ENDED = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 MOST_PASSED = 1000  # messages of other kinds from one client
 CLOSE_S = 3.0  # for a client to answer that it has been closed
 
@@ -116,7 +117,7 @@ class Web:
         except (TimeoutError, ConnectionError):
             if transport is not None:
                 transport.abort()  # whoever does not read would keep the socket open
-        return ws.close_code or code
+        return code
 
     async def _speak(
         self, ws: web.WebSocketResponse, talk: Conversation, told: bool
@@ -146,10 +147,8 @@ class Web:
                     message = await ws.receive()
             except TimeoutError:
                 return WSCloseCode.POLICY_VIOLATION, "no sound came for too long"
-            if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
-                return WSCloseCode.OK, "goodbye"
-            if message.type is WSMsgType.ERROR:  # aiohttp has told the client
-                return ws.close_code or WSCloseCode.PROTOCOL_ERROR, "the protocol was broken"
+            if message.type in ENDED:  # by the client, or by aiohttp: the protocol was broken
+                return ws.close_code or WSCloseCode.ABNORMAL_CLOSURE, ""
             # As in Moshi's server, what is of another kind is passed over.
             if message.type is not WSMsgType.BINARY or message.data[:1] != AUDIO:
                 passed += 1
