@@ -153,9 +153,11 @@ async def refused(url: str, **options: Any) -> tuple[int, str]:
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
                "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
     upgrade |= options.pop("headers", {})
-    async with aiohttp.ClientSession() as session:
-        async with session.get(url, headers=upgrade, **options) as response:
-            return response.status, await response.text()
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url, headers=upgrade, **options) as response,
+    ):
+        return response.status, await response.text()
 
 
 def test_a_session_of_another_model_and_a_damaged_one(models, heard, tmp_path) -> None:

@@ -147,9 +147,12 @@ def test_models_that_cannot_be_batched(add: Any, said: str, small_moshi: Checkpo
 
 def test_tls(small_moshi: Checkpoint, tmp_path: Path) -> None:
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        + ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-keyout", "key.pem", "-out", "cert.pem"),
+        ],
+        cwd=tmp_path,
         check=True,
         capture_output=True,
     )

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -19,7 +19,7 @@ from .conversation import Conversation
 from .engine import Engine
 from .metrics import Metrics
 
-P, T = ParamSpec("P"), TypeVar("T")
+T = TypeVar("T")
 
 
 class Clock:
@@ -38,13 +38,12 @@ class Clock:
         """There may be something to step."""
         self._awake.set()
 
-    async def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def call(self, work: Callable[..., T], *args: object) -> T:
         """Do something with the model, between two steps.
 
         It is done even if the caller is cancelled meanwhile.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     async def run(self) -> None:
         """Step for ever; ends with whatever a step raises."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .clock import Clock
 from .conversation import Conversation
 from .engine import Engine, FullError
+from .errors import FAILED, GOING_AWAY, TAKEN_OVER, RefusedError
 from .metrics import Metrics
 from .opus import Codec
 from .sessions import Sessions, UnknownError, new_name
@@ -20,22 +21,8 @@ if TYPE_CHECKING:
     from .engine import Session
 
 T = TypeVar("T")
-GOING_AWAY, FAILED, TAKEN_OVER = 1001, 1011, 4001  # close codes
 EXPIRE_S = 600.0  # between two looks for sessions that nobody came back to
 log = logging.getLogger(__name__)
-
-
-class RefusedError(Exception):
-    """A client is turned away before it is connected.
-
-    Args:
-        status: of HTTP.
-        reason: for the client and, as one word, for the metrics.
-    """
-
-    def __init__(self, status: int, word: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.word = status, word
 
 
 class Host:

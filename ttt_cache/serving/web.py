@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from .conversation import AUDIO, Conversation
-from .host import Host, RefusedError
+from .errors import RefusedError
+from .host import Host
 from .opus import MalformedError
 
 HANDSHAKE, METADATA = b"\x00", b"\x04"
