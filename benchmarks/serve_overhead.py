@@ -3,9 +3,9 @@
     python benchmarks/serve_overhead.py --clients 8 --frames 90000
 
 The model is replaced by one that answers each frame with itself, and Opus by a codec that passes
-bytes on; all else is the server's: websockets, queues, clock, thread, metrics. Clients, in a process
-of their own, send as fast as they are read and check that every frame comes back once, in order, to
-the one that sent it. Printed: processor time of the server per frame, and its memory over time.
+bytes on; all else is the server's: websockets, queues, clock, thread, metrics. Clients, in a
+process of their own, send as fast as they are read and check that every frame comes back once, in
+order, to the one that sent it. Printed: processor time of the server per frame, and its memory over time.
 """
 
 from __future__ import annotations

@@ -111,13 +111,13 @@ def _stirred(model: Any) -> Any:
 
 def voices(speech: Path, count: int, frames: int) -> list[np.ndarray]:
     """Sounds that differ, float32 `[frames * FRAME]` each."""
-    said = sphn.read(str(speech))[0][0].astype(np.float32)
+    said = sphn.read(str(speech))[0][0]
     random = np.random.default_rng(0)
-    return [
-        np.resize(np.roll(said, 7001 * number), frames * FRAME) * random.uniform(0.3, 1)
-        + random.normal(0, 0.01, frames * FRAME)
-        for number in range(count)
-    ]
+    sounds = []
+    for number in range(count):
+        loud = np.resize(np.roll(said, 7001 * number), frames * FRAME) * random.uniform(0.3, 1)
+        sounds.append((loud + random.normal(0, 0.01, frames * FRAME)).astype(np.float32))
+    return sounds
 
 
 def agree(said: list[Reply], expected: list[Reply]) -> None:

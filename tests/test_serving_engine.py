@@ -26,7 +26,7 @@ def models(small_moshi: Checkpoint) -> Models:
 
 @pytest.fixture(scope="module")
 def heard(small_moshi: Checkpoint) -> list[np.ndarray]:
-    return [v.astype(np.float32) for v in voices(small_moshi.speech, VOICES, LENGTH)]
+    return voices(small_moshi.speech, VOICES, LENGTH)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import socket
 import struct
 from typing import Any
@@ -180,6 +182,41 @@ def test_late_is_what_comes_after_its_time(monkeypatch: pytest.MonkeyPatch) -> N
             talk.take()
             late.append(talk.answer(None))
         assert late == [False, False, True, False]
+
+    run(test())
+
+
+def test_a_hundred_clients_that_send_anything(models: Models, speech: np.ndarray) -> None:
+    """Valid, truncated, altered and random messages, cut off anywhere: one that talks is heard."""
+    chance, writer = random.Random(0), sphn.OpusStreamWriter(RATE)
+    packets = [b"\x01" + writer.append_pcm(frame) for frame in np.split(speech, LENGTH)]
+
+    def anything() -> bytes:
+        message = bytearray(chance.choice(packets))
+        does = chance.randrange(4)
+        if does == 1:
+            message[chance.randrange(len(message))] ^= 1 << chance.randrange(8)
+        elif does == 2:
+            del message[chance.randrange(len(message)) :]
+        elif does == 3:
+            message = bytearray(chance.randbytes(chance.randrange(100)))
+        return bytes(message)
+
+    async def send(server: Served) -> None:
+        async with connected(server.url()) as client:
+            with contextlib.suppress(ConnectionError):
+                for _ in range(chance.randrange(8)):
+                    await client.socket.send_bytes(anything())
+            if chance.random() < 0.5 and (connection := client.socket._response.connection):
+                connection.transport.abort()
+
+    async def test() -> None:
+        async with served(models, 4) as server, connected(server.url()) as good:
+            for _ in range(34):
+                await asyncio.gather(*(send(server) for _ in range(3)))
+                await until(lambda: server.engine.free == 3)
+            await good.say(speech)
+            await good.hear(LENGTH - 1)
 
     run(test())
 

@@ -109,6 +109,8 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
     token = options.token
     if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
         raise ValueError("--token must be printable ASCII characters, and at least one")
+    if options.rows < 1:
+        raise ValueError(f"--rows must be at least 1, got {options.rows}")
     context = None if options.ssl is None else tls(options.ssl)
     sessions = None
     if options.sessions is not None:
