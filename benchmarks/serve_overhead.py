@@ -5,7 +5,8 @@
 The model is replaced by one that answers each frame with itself, and Opus by a codec that passes
 bytes on; all else is the server's: websockets, queues, clock, thread, metrics. Clients, in a
 process of their own, send as fast as they are read and check that every frame comes back once, in
-order, to the one that sent it. Printed: processor time of the server per frame, and its memory over time.
+order, to the one that sent it. Printed: processor time of the server per frame, and its memory over
+time.
 """
 
 from __future__ import annotations

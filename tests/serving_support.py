@@ -6,6 +6,7 @@ What is right is computed as `moshi.server` computes it: one row, in the order o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -234,3 +235,36 @@ async def connected(url: str, **options: Any) -> AsyncIterator[Client]:
         client = Client(socket)
         client.session = socket._response.headers["X-Session-Id"]
         yield client
+
+
+def run(coroutine: Any) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await coroutine
+
+    asyncio.run(limited())
+
+
+async def until(condition: Any, seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def closed(client: Client) -> int | None:
+    """Wait until the server has closed a connection; returns the code."""
+    with contextlib.suppress(TypeError):  # a message that is no answer
+        await client.hear_for(30)
+    return client.socket.close_code
+
+
+async def refused(url: str, **options: Any) -> tuple[int, str]:
+    """Status and reason of an upgrade that is refused."""
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+               "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
+    upgrade |= options.pop("headers", {})
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url, headers=upgrade, **options) as response,
+    ):
+        return response.status, await response.text()

@@ -15,13 +15,14 @@ import sphn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch_files import FRAME, RATE, Checkpoint
-from serving_support import Client, Models, Served, connected, served, voices
-from test_serving import LENGTH, closed, run, until
+from serving_support import Client, Models, Served, closed, connected, run, served, until, voices
 
 from ttt_cache.serving import web
 from ttt_cache.serving.conversation import INBOX, OUTBOX, Conversation
 from ttt_cache.serving.engine import Answer
 from ttt_cache.serving.opus import Codec, MalformedError
+
+LENGTH = 24
 
 
 @pytest.fixture(scope="module")
