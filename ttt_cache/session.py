@@ -20,7 +20,7 @@ from .checks import between
 from .session_checks import check_names, check_rows, check_streaming, check_tensors
 from .session_file import Described, read_session, write_session
 from .session_generators import check_generators, generators_of, set_generators
-from .session_identity import check_same, identity_of
+from .session_identity import Identity, check_same, identity_of
 from .session_rows import put, taken
 from .session_state import Running, running
 from .version import __version__
@@ -70,11 +70,18 @@ def save_session(
 
 
 def take_session(
-    gen: LMGen, mimi: MimiModel | None = None, row: int | None = None
+    gen: LMGen,
+    mimi: MimiModel | None = None,
+    row: int | None = None,
+    identity: Identity | None = None,
 ) -> tuple[dict[str, Tensor], Described]:
     """What `save_session` writes, for `write_session` to write when there is time for it.
 
     Taking is quick, writing is not: a server takes between two steps and writes beside them.
+
+    Args:
+        identity: what `identity_of` gave for `gen` and `mimi`, by whoever knows that neither has
+            changed since; `None`: it is worked out anew, from every weight.
 
     Returns:
         tensors and description. Tensors on the CPU may be those of the running state: clone what is
@@ -96,7 +103,7 @@ def take_session(
         "moshi": version("moshi"),
         "conversations": len(rows),
         "whole_batch": row is None,
-        "identity": identity_of(gen, mimi),
+        "identity": identity or identity_of(gen, mimi),
     }
 
 

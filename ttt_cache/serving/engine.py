@@ -17,6 +17,7 @@ from moshi.models.lm import LMGen
 from torch import Tensor
 
 from ..session import put_session, take_session
+from ..session_identity import identity_of
 from ..session_state import running
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Engine:
         with torch.no_grad():
             mimi.streaming_forever(rows)
             gen.streaming_forever(rows)
+        self._identity = identity_of(gen, mimi)  # weights do not change while they are served
 
     @property
     def free(self) -> int:
@@ -118,7 +120,7 @@ class Engine:
 
     def session(self, row: int) -> Session:
         """A conversation as it is now, for `write_session` to write while others go on."""
-        tensors, described = take_session(self.gen, self.mimi, row)
+        tensors, described = take_session(self.gen, self.mimi, row, self._identity)
         if self.device.type == "cpu":  # where they may be those of the running state
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         return tensors, described
@@ -158,7 +160,8 @@ class Engine:
         # Other rows have no tokens, which Mimi has no code words for.
         pcm = self.mimi.decode(tokens[:, 1:].clamp(min=0)).cpu()
         text = tokens[:, 0, 0].tolist()
-        return {row: Answer(pcm[row, 0].numpy(), text[row]) for row in said}
+        # Copies: an answer that waits for its client must not hold those of all rows.
+        return {row: Answer(pcm[row, 0].numpy().copy(), text[row]) for row in said}
 
     def state_bytes(self) -> int:
         """Bytes that all rows hold together, taken or not."""

@@ -72,7 +72,7 @@ class Server:
         options = self.options
         host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every)
         application = Web(host, options.limits, options.token).application()
-        runner = web.AppRunner(application, access_log=None)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=5)
         await runner.setup()
         signalled = asyncio.ensure_future(_signalled())
         tasks = [asyncio.ensure_future(clock.run()), signalled]
