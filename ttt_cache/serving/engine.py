@@ -46,7 +46,8 @@ class Answer:
 class Engine:
     """One model, its rows, and who has which.
 
-    A row that joins is reset; one that has no frame keeps its state, to the bit, while others step.
+    A row that joins is reset. One that has no frame waits while others step: of its state only the
+    slots of Moshi's rings are written to that its own next frame writes over.
 
     Args:
         gen: `support_out_of_sync=True`; not streaming yet.
