@@ -227,6 +227,12 @@ def test_layers_as_text() -> None:
         ("demo", "frames seed threads device out"),
         ("launch", "ttt-cache layers preset recent virtual chunk sinks memory"),
         (
+            "serve",
+            "rows host port token ssl sessions save-every keep idle hf-repo moshi-weight "
+            "mimi-weight tokenizer lora-weight config-path cfg-coef device half "
+            "ttt-cache layers preset recent virtual chunk sinks memory",
+        ),
+        (
             "report",
             "layers preset recent virtual chunk sinks memory source read write memory-heads "
             "memory-dim hidden-dim depth batch-size config-path presets",

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .checks import between
 from .session_checks import check_names, check_rows, check_streaming, check_tensors
-from .session_file import read_session, write_session
-from .session_identity import check_same, identity_of
+from .session_file import Described, read_session, write_session
+from .session_generators import check_generators, generators_of, set_generators
+from .session_identity import Identity, check_same, identity_of
 from .session_rows import put, taken
 from .session_state import Running, running
 from .version import __version__
@@ -64,23 +65,46 @@ def save_session(
         >>> ttt_cache.save_session(gen, "talk.safetensors", mimi=mimi)
     """
     path = Path(file)
+    write_session(path, *take_session(gen, mimi, row))
+    return path
+
+
+def take_session(
+    gen: LMGen,
+    mimi: MimiModel | None = None,
+    row: int | None = None,
+    identity: Identity | None = None,
+) -> tuple[dict[str, Tensor], Described]:
+    """What `save_session` writes, for `write_session` to write when there is time for it.
+
+    Taking is quick, writing is not: a server takes between two steps and writes beside them.
+
+    Args:
+        identity: what `identity_of` gave for `gen` and `mimi`, by whoever knows that neither has
+            changed since; `None`: it is worked out anew, from every weight.
+
+    Returns:
+        tensors and description. Tensors on the CPU may be those of the running state: clone what is
+        to outlive the next step.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `save_session`.
+    """
     batch = check_streaming(gen, mimi)
     rows = range(batch) if row is None else [between("row", row, 0, batch - 1)]
     now = running(gen, mimi)
     tensors = {ROWS + name: taken(held, batch, rows) for name, held in now.rows.items()}
     if row is None:
         tensors |= {COUNTERS + name: torch.tensor(count) for name, count in now.counts().items()}
-        states = _generators(gen.lm_model.device)
+        states = generators_of(gen.lm_model.device)
         tensors |= {GENERATORS + name: state for name, state in states.items()}
-    described = {
+    return tensors, {
         "version": __version__,
         "moshi": version("moshi"),
         "conversations": len(rows),
         "whole_batch": row is None,
-        "identity": identity_of(gen, mimi),
+        "identity": identity or identity_of(gen, mimi),
     }
-    write_session(path, tensors, described)
-    return path
 
 
 def load_session(
@@ -121,8 +145,20 @@ def load_session(
         >>> ttt_cache.load_session(gen, "talk.safetensors", mimi=mimi, row=[2, 5])  # forked
     """
     path = Path(file)
+    check_streaming(gen, mimi)
+    put_session(gen, path, *read_session(path), mimi=mimi, row=row)
+
+
+def put_session(
+    gen: LMGen,
+    path: Path,
+    tensors: dict[str, Tensor],
+    described: Described,
+    mimi: MimiModel | None = None,
+    row: int | Iterable[int] | None = None,
+) -> None:
+    """Go on with a session that `read_session` has read from `path`; as `load_session` else."""
     batch = check_streaming(gen, mimi)
-    tensors, described = read_session(path)
     check_same(path, described["identity"], identity_of(gen, mimi))
     rows = check_rows(row, batch, described["conversations"], path)
     now = running(gen, mimi)
@@ -134,7 +170,7 @@ def load_session(
         counted, generators = _part(tensors, COUNTERS), _part(tensors, GENERATORS)
         check_names(path, counted, now.counters)
         counters = {name: _count(path, name, count) for name, count in counted.items()}
-        _check_generators(path, generators, gen.lm_model.device)
+        check_generators(path, generators, gen.lm_model.device)
     # Nothing is refused from here on, and nothing was changed before.
     if not counters:
         _set_age(now, saved["gen.offsets"], rows)
@@ -145,7 +181,7 @@ def load_session(
     for name, count in counters.items():
         state, attribute = now.counters[name]
         setattr(state, attribute, count)
-    _set_generators(generators, gen.lm_model.device)
+    set_generators(generators, gen.lm_model.device)
 
 
 def _part(tensors: dict[str, Tensor], first: str) -> dict[str, Tensor]:
@@ -168,32 +204,3 @@ def _set_age(now: Running, offsets: Tensor, rows: Sequence[int]) -> None:
     if len(rows) < now.batch:
         ages.append(getattr(state, attribute))
     setattr(state, attribute, min(ages))
-
-
-def _generators(device: torch.device) -> dict[str, Tensor]:
-    """States of the random generators that a step draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _check_generators(path: Path, saved: dict[str, Tensor], device: torch.device) -> None:
-    for name in _generators(device):
-        if name not in saved:
-            continue
-        try:  # on one that nothing draws from
-            torch.Generator(device if name == "cuda" else "cpu").set_state(saved[name])
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"{path}: the state of the {name} generator is none here, as if from another "
-                f"version of torch: {error}"
-            ) from error
-
-
-def _set_generators(saved: dict[str, Tensor], device: torch.device) -> None:
-    """What a device has no generator for is left out: nothing there draws from it."""
-    if "cpu" in saved:
-        torch.set_rng_state(saved["cpu"])
-    if "cuda" in saved and device.type == "cuda":
-        torch.cuda.set_rng_state(saved["cuda"], device)

@@ -14,6 +14,7 @@ from .distill import distill
 from .evaluate import evaluate
 from .launch import CONTEXT, launch
 from .report import report
+from .serve import serve
 from .train import train
 
 main = typer.Typer(
@@ -31,6 +32,7 @@ main.command()(distill)
 main.command()(evaluate)
 main.command()(bench)
 main.command(context_settings=CONTEXT)(launch)
+main.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

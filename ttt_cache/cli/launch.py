@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import INTERRUPTED, fail, reason, refusals
 from .options import Chunk, Memory, Preset, Recent, Sinks, Virtual, given, parse_layers
 
+if TYPE_CHECKING:
+    from ttt_cache.launch import Install
+
 # Everything after MODULE is the program's, whatever it looks like.
 CONTEXT = {"allow_interspersed_args": False}
+
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--ttt-cache",
+        metavar="ADAPTER",
+        help="Folder of a trained adapter, or its id on the Hugging Face hub. It brings its "
+        "own settings; without it give some of those below, for an untrained cache.",
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers to patch: 'all', 25-31, 0,3,5 or -1 (the last one).", show_default="all"
+    ),
+]
 
 
 def launch(
@@ -25,21 +44,8 @@ def launch(
         list[str] | None,
         typer.Argument(metavar="ARGUMENTS", help="The program's own, passed on untouched."),
     ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            "--ttt-cache",
-            metavar="ADAPTER",
-            help="Folder of a trained adapter, or its id on the Hugging Face hub. It brings its "
-            "own settings; without it give some of those below, for an untrained cache.",
-        ),
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            help="Layers to patch: 'all', 25-31, 0,3,5 or -1 (the last one).", show_default="all"
-        ),
-    ] = None,
+    adapter: Adapter = None,
+    layers: Layers = None,
     preset: Preset = None,
     recent: Recent = None,
     virtual: Virtual = None,
@@ -60,7 +66,8 @@ def launch(
 
     The program's own help: ttt-cache launch moshi.server --help
     """
-    settings = given(
+    install = installer(
+        adapter,
         layers=layers,
         preset=preset,
         recent=recent,
@@ -69,17 +76,8 @@ def launch(
         sinks=sinks,
         memory=memory,
     )
-    if adapter is not None and settings:
-        raise fail(f"--ttt-cache and --{next(iter(settings))} exclude each other: an adapter is "
-                   "run with the settings that it was trained with")  # fmt: skip
-    with refusals():
-        if layers is not None:
-            settings["layers"] = parse_layers(layers)
+    from ttt_cache.launch import Refused, run
 
-    from ttt_cache.launch import Refused, from_adapter, from_settings, run
-
-    with refusals("", FileNotFoundError):
-        install = from_settings(settings) if adapter is None else from_adapter(adapter)
     try:
         status = run(program, arguments or [], install)
     except Refused as refused:
@@ -87,3 +85,25 @@ def launch(
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(status)
+
+
+def installer(adapter: str | None, *, layers: str | None, **options: Any) -> Install:
+    """What installs the cache that the options name; what is wrong with them ends the command.
+
+    Args:
+        adapter: as `--ttt-cache` gives it.
+        layers: as `--layers` gives them.
+        options: settings under their names; `None` was not given.
+    """
+    settings = given(layers=layers, **options)
+    if adapter is not None and settings:
+        raise fail(f"--ttt-cache and --{next(iter(settings))} exclude each other: an adapter is "
+                   "run with the settings that it was trained with")  # fmt: skip
+    with refusals():
+        if layers is not None:
+            settings["layers"] = parse_layers(layers)
+
+    from ttt_cache.launch import from_adapter, from_settings
+
+    with refusals("", FileNotFoundError):
+        return from_settings(settings) if adapter is None else from_adapter(adapter)

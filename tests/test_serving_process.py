@@ -1,0 +1,168 @@
+"""`ttt-cache serve` in a process: killed, stopped, and what it refuses before it begins."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import moshi.client_utils  # noqa: F401 - before CliRunner lends its stderr: it keeps what it finds
+import numpy as np
+import pytest
+from launch_files import FRAME, Checkpoint, add_model, add_speaker
+from launch_support import SMALL, Ended, free_port, program
+from serving_support import Client, connected, greedy, voices
+from typer.testing import CliRunner
+
+from ttt_cache.cli import main
+from ttt_cache.session_file import read_session
+
+EVERY, LENGTH = 0.5, 24
+
+
+def arguments(checkpoint: Checkpoint, port: int, *more: object, config: str = "") -> list[str]:
+    flags = checkpoint.flags(config or greedy(checkpoint), flag="--config-path")
+    return [str(word) for word in ("serve", "--port", port, "--rows", 2, *SMALL, *flags, *more)]
+
+
+@contextmanager
+def running(words: list[str], cwd: Path) -> Iterator[subprocess.Popen]:
+    """A server that has said that it serves; whatever becomes of it, it is gone afterwards."""
+    process = program("-m", "ttt_cache.cli", *words, cwd=cwd, stderr=subprocess.STDOUT)
+    try:
+        said: list[str] = []
+        for line in process.stdout or ():
+            said.append(line)
+            if "2 conversations at http" in line:
+                break
+        else:
+            raise AssertionError("".join(said))
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ended(process: subprocess.Popen, how: signal.Signals) -> Ended:
+    process.send_signal(how)
+    stdout, _ = process.communicate(timeout=60)
+    return Ended(process.returncode, stdout, "")
+
+
+async def at_pace(client: Client, pcm: np.ndarray) -> None:
+    """Say a frame each 80 ms, and none before the last one is answered."""
+    for number, frame in enumerate(np.split(pcm, len(pcm) // FRAME)):
+        await client.say(frame)
+        await asyncio.sleep(0.08)
+        await client.hear(number - 1)
+
+
+async def talk_until(process: subprocess.Popen, how: signal.Signals, url: str, pcm: np.ndarray):
+    """Talk, then end the server; returns the name of the session and the code it closed with."""
+    async with connected(url) as client:
+        await at_pace(client, pcm)
+        process.send_signal(how)
+        with contextlib.suppress(TypeError, aiohttp.ClientError):
+            await client.hear_for(30)
+        return client.session, client.socket.close_code
+
+
+def frames_in_session(folder: Path) -> int:
+    (file,) = folder.glob("*.safetensors")
+    return int(read_session(file)[0]["rows.gen.offsets"])
+
+
+def test_killed_and_stopped_servers_go_on(small_moshi: Checkpoint, tmp_path: Path) -> None:
+    """After kill -9 from what was saved at most an interval before; after SIGTERM, from its end."""
+    port, (pcm,) = free_port(), voices(small_moshi.speech, 1, LENGTH)
+    folder = tmp_path / "sessions"
+    words = arguments(small_moshi, port, "--sessions", folder, "--save-every", EVERY)
+    url = f"http://localhost:{port}/api/chat?session="
+    with running(words, tmp_path) as process:
+        name, _ = asyncio.run(talk_until(process, signal.SIGKILL, url + "new", pcm))
+    kept = frames_in_session(folder)
+    assert LENGTH - EVERY / 0.08 - 3 <= kept <= LENGTH
+    with running(words, tmp_path) as process:
+        again = asyncio.run(talk_until(process, signal.SIGTERM, url + name, pcm[: 6 * FRAME]))
+        stdout, _ = process.communicate(timeout=30)
+    assert again == (name, 1001)
+    assert process.returncode == 0 and "stopping; conversations that end: 1" in stdout
+    assert "Traceback" not in stdout
+    assert frames_in_session(folder) == kept + 6
+
+
+def call(*words: object) -> Any:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_what_is_refused_before_it_begins(small_moshi: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "cert.pem").write_text("none")
+    (tmp_path / "key.pem").write_text("none")
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = taken.getsockname()[1]
+        for more, said in (
+            (["--port", busy], f"port {busy} of localhost is in use"),
+            (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
+            (["--host", "192.0.2.1"], "--host must be an address of this machine, got 192.0.2.1"),
+            (["--ssl", tmp_path / "none"], "--ssl must be a folder with a certificate"),
+            (["--ssl", tmp_path], "--ssl must be a folder with a certificate"),
+            (["--sessions", tmp_path / "file"], "--sessions must be a folder, got"),
+            (["--token", ""], "--token must be printable ASCII"),
+            (["--rows", 0], "rows must be at least 1, got 0"),
+            (["--memory", "nonsense"], "nonsense"),
+            (["--ttt-cache", tmp_path / "none"], "--ttt-cache and --recent exclude each other"),
+            (["--cfg-coef", 2], "--cfg-coef must be 1 for a model without conditions"),
+            (["--mimi-weight", tmp_path / "none"], "none"),
+        ):
+            result = call(*arguments(small_moshi, port), *more)
+            assert result.exit_code == 2 and said in result.stderr, (more, result.output)
+            assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("add", "said"),
+    [
+        (lambda c: add_model(c, "mute", dep_q=0, n_q=2, delays=[0, 0, 0]), "dep_q = 0"),
+        (add_speaker, "the model cannot be batched: Model expects conditioning"),
+    ],
+)
+def test_models_that_cannot_be_batched(add: Any, said: str, small_moshi: Checkpoint) -> None:
+    config = add(small_moshi)
+    weights = small_moshi.folder / f"{config.stem}.safetensors"
+    words = arguments(small_moshi, free_port(), "--moshi-weight", weights, config=config.name)
+    result = call(*words)
+    assert result.exit_code == 2 and said in result.stderr, result.output
+
+
+def test_tls(small_moshi: Checkpoint, tmp_path: Path) -> None:
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-keyout", "key.pem", "-out", "cert.pem"),
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    port, (pcm,) = free_port(), voices(small_moshi.speech, 1, 6)
+    with running(arguments(small_moshi, port, "--ssl", tmp_path), tmp_path) as process:
+
+        async def talk() -> None:
+            async with connected(f"https://localhost:{port}/api/chat", ssl=False) as client:
+                await client.say(pcm)
+                await client.hear(5)
+
+        asyncio.run(talk())
+        assert ended(process, signal.SIGINT).status == 0

@@ -1,0 +1,70 @@
+"""Who steps when: every row that has a frame, together, as soon as the model is free.
+
+The model works in one thread of its own, never in the event loop. While it steps, frames arrive;
+the next step takes all of them. So a frame waits for at most one step that began before it came,
+and the busier the server, the more rows share a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from .conversation import Conversation
+from .engine import Engine
+from .metrics import Metrics
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Steps the conversations that are put into `conversations`, until it is cancelled.
+
+    Attributes:
+        conversations: by row.
+    """
+
+    def __init__(self, engine: Engine, metrics: Metrics, thread: ThreadPoolExecutor) -> None:
+        self.conversations: dict[int, Conversation] = {}
+        self._engine, self._metrics, self._thread = engine, metrics, thread
+        self._awake = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be something to step."""
+        self._awake.set()
+
+    async def call(self, work: Callable[..., T], *args: object) -> T:
+        """Do something with the model, between two steps.
+
+        It is done even if the caller is cancelled meanwhile.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    async def run(self) -> None:
+        """Step for ever; ends with whatever a step raises."""
+        while True:
+            stepping = {c.row: c for c in self.conversations.values() if c.ready}
+            if not stepping:
+                self._awake.clear()
+                await self._awake.wait()
+                continue
+            frames = {row: each.take() for row, each in stepping.items()}
+            began = time.perf_counter()
+            answers = await self.call(self._engine.step, frames)
+            late = sum(each.answer(answers[row]) for row, each in stepping.items())
+            self._metrics.stepped(len(frames), late, time.perf_counter() - began)
+
+
+def model_thread(device: str) -> ThreadPoolExecutor:
+    """The one thread in which a model is loaded and works."""
+
+    def begin() -> None:
+        if torch.device(device).index is not None and torch.device(device).type == "cuda":
+            torch.cuda.set_device(device)  # which is each thread's own; graphs are captured there
+
+    return ThreadPoolExecutor(1, "model", initializer=begin)

@@ -1,0 +1,19 @@
+"""How a client is turned away, before it is connected and after."""
+
+from __future__ import annotations
+
+# Close codes: RFC 6455's, and one of ours where it has none.
+GOING_AWAY, FAILED, TAKEN_OVER = 1001, 1011, 4001
+
+
+class RefusedError(Exception):
+    """A client is turned away before it is connected.
+
+    Args:
+        status: of HTTP.
+        reason: for the client and, as one word, for the metrics.
+    """
+
+    def __init__(self, status: int, word: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.word = status, word

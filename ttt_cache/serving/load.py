@@ -1,0 +1,92 @@
+"""The model to be served, loaded as `moshi.server` loads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from moshi.models import loaders
+from moshi.models.compression import MimiModel
+from moshi.models.lm import LMGen, LMModel
+from moshi.run_inference import get_condition_tensors, seed_all
+
+from ..launch import Install, handed_out
+
+if TYPE_CHECKING:
+    import sentencepiece
+
+SEED = 42424242  # moshi.server's
+
+
+@dataclass
+class Files:
+    """What Moshi's flags of these names say."""
+
+    hf_repo: str
+    moshi_weight: str | None = None
+    mimi_weight: str | None = None
+    tokenizer: str | None = None
+    lora_weight: str | None = None
+    config_path: str | None = None
+    cfg_coef: float = 1.0
+    device: str = "cuda"
+    dtype: torch.dtype = torch.bfloat16
+
+
+@dataclass
+class Loaded:
+    """LMGen (not streaming yet), Mimi, and the tokenizer of the text."""
+
+    gen: LMGen
+    mimi: MimiModel
+    tokenizer: sentencepiece.SentencePieceProcessor
+
+
+@torch.no_grad()
+def load(files: Files, install: Install, rows: int) -> Loaded:
+    """Load a model with a cache in it, for `rows` conversations.
+
+    Raises:
+        OSError, ValueError, RuntimeError: files are missing or damaged, or the model cannot be
+            batched.
+        ttt_cache.launch.Refused: the cache does not fit.
+    """
+    seed_all(SEED)
+    info = loaders.CheckpointInfo.from_hf_repo(
+        files.hf_repo,
+        files.moshi_weight,
+        files.mimi_weight,
+        files.tokenizer,
+        lora_weights=files.lora_weight,
+        config_path=files.config_path,
+    )
+    mimi = info.get_mimi(device=files.device)
+    with handed_out(install):
+        lm = info.get_moshi(device=files.device, dtype=files.dtype, fuse_lora=True)
+    return Loaded(_generator(info, lm, files.cfg_coef, rows), mimi, info.get_text_tokenizer())
+
+
+def _generator(info: loaders.CheckpointInfo, lm: LMModel, cfg_coef: float, rows: int) -> LMGen:
+    """LMGen with conditions for every row.
+
+    Raises:
+        ValueError: rows cannot have their own state, or there are no conditions for them.
+    """
+    try:
+        conditions = get_condition_tensors(info.model_type, lm, rows, cfg_coef)
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot be batched: {error}") from None
+    if cfg_coef != 1 and not conditions:
+        raise ValueError(
+            f"--cfg-coef must be 1 for a model without conditions to guide it, got {cfg_coef:g}"
+        )
+    options = dict(info.lm_gen_config)
+    masked = options.get("cfg_is_masked_until")
+    if masked is not None and len(masked) not in (1, rows):
+        raise ValueError(
+            f"the model cannot be batched: cfg_is_masked_until must name 1 or {rows} rows, "
+            f"got {len(masked)}"
+        )
+    options |= {"support_out_of_sync": True}
+    return LMGen(lm, cfg_coef=cfg_coef, condition_tensors=conditions, **options)
