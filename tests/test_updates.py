@@ -140,7 +140,7 @@ def test_ttt_linear_is_the_delta_rule(heads, d, chunk, length, scale, rate, seed
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize(("bites", "scale", "rate"), [(True, 3.0, 3.0), (False, 0.0, -3.0)])
+@pytest.mark.parametrize(("bites", "scale", "rate"), [(True, 5.0, 3.0), (False, 0.0, -3.0)])
 def test_the_cap_of_ttt_linear(chunk, bites, scale, rate):
     cache, drawn = bare(1, 4, chunk, scale, memory="ttt-linear"), draw(1, 4, 40, rate)
     (first,), (tokens,) = cache.state_dict()["memory.fast.w1"], learned(*drawn)

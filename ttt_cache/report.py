@@ -18,6 +18,7 @@ from .backend import Backend
 from .checks import whole_number
 from .patch import patch_of, require_patch
 from .patched import PatchedAttention
+from .ready import Ready
 from .targets import attention_of, find_transformer
 
 
@@ -156,12 +157,17 @@ def _state(attention: Any, kind: type[StreamingMultiheadAttention], batch_size: 
 
 
 def state_bytes(state: Any) -> int:
-    """Bytes of all tensors in a streaming state, found through its attributes and containers."""
+    """Bytes of all tensors in a streaming state, found through its attributes and containers.
+
+    What a CPU derives of a state beside it (`ttt_cache.ready`) is no part of it.
+    """
     tensors = {id(tensor): tensor for tensor in _tensors(state)}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, Ready):
+        return
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
