@@ -181,7 +181,8 @@ def test_rows(gen, file, row, error, match, tmp_path):
 
 
 def test_models_that_are_not_streaming_or_no_models(gen, file, tmp_path):
-    mimi = tiny_mimi()
+    mimi = tiny_mimi()  # which other tests have used
+    mimi.set_num_codebooks(4)
     at_rest = LMGen(tiny_lm())
     for wrong, given, error, match in [
         (gen.lm_model, {}, TypeError, "gen must be a moshi LMGen, got LMModel"),
