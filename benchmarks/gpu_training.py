@@ -31,7 +31,7 @@ HIDDEN = 4.125  # of the feed-forward, in widths
 
 
 class Layer:
-    """One layer, and what its last step took."""
+    """One layer, and the most that a step of it has held beside what was there before."""
 
     def __init__(self, model: StreamingTransformer) -> None:
         self.model, self.peak = model, 0
@@ -40,15 +40,16 @@ class Layer:
     def chunk(self, frames: Frames) -> float:
         """Milliseconds of forward and backward on `x` and the gradient by its output."""
         x, by_output = frames
-        leaves = [x, *self.model.parameters()]
+        leaves, before = [x, *self.model.parameters()], 0
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
         began = time.perf_counter_ns()
         found = torch.autograd.grad(self.model(x), leaves, by_output, allow_unused=True)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-            self.peak = torch.cuda.max_memory_allocated()
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated() - before)
         spent = (time.perf_counter_ns() - began) / 1e6
         missing = [
             str(tuple(leaf.shape)) for leaf, g in zip(leaves, found, strict=True) if g is None

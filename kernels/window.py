@@ -5,13 +5,13 @@ Everything that a launch depends on follows from shapes. `README.md` has the der
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import window_passes as passes
+from .autocast import full_precision
 from .checks import check_device
 from .inputs import Gate, Layer
 from .once import first_order
@@ -79,7 +79,7 @@ class _Windowed(torch.autograd.Function):
         if readouts is not None:
             tensors["readouts"] = readouts.to(q.dtype)  # kept for the way back as it is multiplied
         seen, latents = _gathered(settings, tensors)
-        with _full_precision(q):
+        with full_precision(q):
             y, recent, lse = passes.forward(seen, settings.layer, latents)
         ctx.settings = settings
         ctx.save_for_backward(*tensors.values(), recent, lse)
@@ -93,7 +93,7 @@ class _Windowed(torch.autograd.Function):
         seen, latents = _gathered(ctx.settings, tensors)
         asked = zip(NAMES, ctx.needs_input_grad[1:], strict=True)
         needed = frozenset(name for name, needs in asked if needs)
-        with _full_precision(dy):
+        with full_precision(dy):
             found = passes.backward(seen, ctx.settings.layer, latents, recent, lse, dy, needed)
         gradients = (found.get(name) if name in needed else None for name in NAMES)
         return (None, *map(_in_dtype, gradients, given, NAMES))
@@ -119,10 +119,3 @@ def _gathered(settings: Settings, tensors: dict[str, Tensor | None]) -> tuple[Se
 def _there(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
     return tensor
-
-
-def _full_precision(like: Tensor) -> AbstractContextManager:
-    """A context in which autocast leaves products in the dtype of their factors."""
-    if not torch.amp.is_autocast_available(like.device.type):
-        return nullcontext()
-    return torch.autocast(like.device.type, enabled=False)

@@ -43,6 +43,22 @@ def small_moshi(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
+@pytest.fixture(scope="module")
+def models(small_moshi):
+    """The small Moshi as a server loads it."""
+    from serving_support import Models
+
+    return Models.of(small_moshi)
+
+
+@pytest.fixture(scope="module")
+def heard(small_moshi):
+    """What clients of a server say."""
+    from serving_support import LENGTH, VOICES, voices
+
+    return voices(small_moshi.speech, VOICES, LENGTH)
+
+
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Writes a program into the working directory; returns its name."""

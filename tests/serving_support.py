@@ -36,6 +36,8 @@ from ttt_cache.serving.web import Limits, Web
 SETTINGS = dict(zip((word.strip("-") for word in SMALL[::2]), SMALL[1::2], strict=True))
 Reply = tuple[np.ndarray, int] | None  # samples and token of the text
 
+VOICES, LENGTH = 4, 24  # of what is heard, and frames of each
+
 
 def greedy(checkpoint: Checkpoint) -> str:
     """A config that says what is likeliest, beside the checkpoint's own; returns its name."""

@@ -7,31 +7,19 @@ import random
 
 import aiohttp
 import numpy as np
-import pytest
-from launch_files import FRAME, Checkpoint
+from launch_files import FRAME
 from serving_support import (
-    Models,
+    LENGTH,
+    VOICES,
     Served,
     connected,
     refused,
     run,
     served,
     until,
-    voices,
 )
 
-VOICES, LENGTH = 4, 24
 DELAY = 1  # frames before the first answer
-
-
-@pytest.fixture(scope="module")
-def models(small_moshi: Checkpoint) -> Models:
-    return Models.of(small_moshi)
-
-
-@pytest.fixture(scope="module")
-def heard(small_moshi: Checkpoint) -> list[np.ndarray]:
-    return voices(small_moshi.speech, VOICES, LENGTH)
 
 
 async def said_to(server: Served, pcm: np.ndarray) -> tuple[np.ndarray, str]:

@@ -9,24 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launch_files import FRAME, Checkpoint
+from launch_files import FRAME
 from moshi.models.lm import LMGen
-from serving_support import Models, Reply, agree, voices
+from serving_support import LENGTH, VOICES, Models, Reply, agree
 
 from ttt_cache.serving.engine import Engine, FullError
 from ttt_cache.session_file import read_session, write_session
 
-ROWS, VOICES, LENGTH = 3, 4, 24
-
-
-@pytest.fixture(scope="module")
-def models(small_moshi: Checkpoint) -> Models:
-    return Models.of(small_moshi)
-
-
-@pytest.fixture(scope="module")
-def heard(small_moshi: Checkpoint) -> list[np.ndarray]:
-    return voices(small_moshi.speech, VOICES, LENGTH)
+ROWS = 3
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,6 @@ LENGTH = 24
 
 
 @pytest.fixture(scope="module")
-def models(small_moshi: Checkpoint) -> Models:
-    return Models.of(small_moshi)
-
-
-@pytest.fixture(scope="module")
 def speech(small_moshi: Checkpoint) -> np.ndarray:
     return voices(small_moshi.speech, 1, LENGTH)[0]
 

@@ -9,36 +9,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
-from launch_files import FRAME, Checkpoint
-from serving_support import (
-    Models,
-    closed,
-    connected,
-    refused,
-    run,
-    served,
-    until,
-    voices,
-)
+from launch_files import FRAME
+from serving_support import LENGTH, closed, connected, refused, run, served, until
 
 from ttt_cache.serving.listen import bound
 from ttt_cache.serving.run import Options, Server
 from ttt_cache.serving.sessions import Sessions, UnknownError, new_name
 
-VOICES, LENGTH = 4, 24
 DELAY = 1  # frames before the first answer
-
-
-@pytest.fixture(scope="module")
-def models(small_moshi: Checkpoint) -> Models:
-    return Models.of(small_moshi)
-
-
-@pytest.fixture(scope="module")
-def heard(small_moshi: Checkpoint) -> list[np.ndarray]:
-    return voices(small_moshi.speech, VOICES, LENGTH)
 
 
 def test_a_session_goes_on_where_it_was(models, heard, tmp_path) -> None:

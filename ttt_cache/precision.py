@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
+
+from .kernels.autocast import full_precision
+
+__all__ = ["full_precision", "wide", "widened"]
 
 
 def wide(dtype: torch.dtype | None) -> torch.dtype:
@@ -16,10 +18,3 @@ def wide(dtype: torch.dtype | None) -> torch.dtype:
 def widened(x: Tensor) -> Tensor:
     """`x` in the dtype of inner arithmetic."""
     return x.to(wide(x.dtype))
-
-
-def full_precision(like: Tensor) -> AbstractContextManager:
-    """A context in which autocast does not narrow what happens on the device of `like`."""
-    if not torch.amp.is_autocast_available(like.device.type):
-        return nullcontext()
-    return torch.autocast(like.device.type, enabled=False)
