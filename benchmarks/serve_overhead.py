@@ -26,12 +26,13 @@ import aiohttp
 import numpy as np
 from aiohttp import web
 
-from ttt_cache.serving import host as host_module
 from ttt_cache.serving.clock import Clock
+from ttt_cache.serving.codec import CODECS
 from ttt_cache.serving.engine import Answer, FullError
 from ttt_cache.serving.host import Host
 from ttt_cache.serving.metrics import Metrics
-from ttt_cache.serving.web import Limits, Web
+from ttt_cache.serving.talk import Limits
+from ttt_cache.serving.web import Web
 
 FRAME, OPUS_BYTES, AHEAD = 1920, 300, 20
 
@@ -42,7 +43,10 @@ class Echo:
     frame_size, mimi = FRAME, SimpleNamespace(sample_rate=24_000)
 
     def __init__(self, rows: int) -> None:
-        self._free = list(range(rows))
+        self.rows, self._free = rows, list(range(rows))
+
+    def state_bytes(self) -> int:
+        return 0
 
     @property
     def free(self) -> int:
@@ -82,7 +86,7 @@ def memory() -> float:
 
 
 async def server(rows: int, frames: int, pipe: Any) -> None:
-    host_module.Codec = Bytes  # type: ignore[misc, assignment]
+    CODECS["opus"] = Bytes
     engine, metrics = Echo(rows), Metrics(rows, 0)
     with ThreadPoolExecutor(1) as thread:
         clock = Clock(engine, metrics, thread)  # type: ignore[arg-type]

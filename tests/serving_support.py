@@ -31,7 +31,8 @@ from ttt_cache.serving.engine import Engine
 from ttt_cache.serving.host import Host
 from ttt_cache.serving.metrics import Metrics
 from ttt_cache.serving.sessions import Sessions
-from ttt_cache.serving.web import Limits, Web
+from ttt_cache.serving.talk import Limits
+from ttt_cache.serving.web import Web
 
 SETTINGS = dict(zip((word.strip("-") for word in SMALL[::2]), SMALL[1::2], strict=True))
 Reply = tuple[np.ndarray, int] | None  # samples and token of the text

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from launch_files import FRAME, RATE, Checkpoint
 from serving_support import Client, Models, Served, closed, connected, run, served, until, voices
 
-from ttt_cache.serving import web
+from ttt_cache.serving import talk as talk_module
 from ttt_cache.serving.conversation import INBOX, OUTBOX, Conversation
 from ttt_cache.serving.engine import Answer
-from ttt_cache.serving.opus import Codec, MalformedError
+from ttt_cache.serving.errors import MalformedError
+from ttt_cache.serving.opus import Opus
 
 LENGTH = 24
 
@@ -42,7 +43,7 @@ async def ends(server: Served, *messages: Any) -> int | None:
 def test_what_breaks_the_protocol_ends_its_own_conversation_only(
     models: Models, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "MOST_PASSED", 20)
+    monkeypatch.setattr(talk_module, "MOST_PASSED", 20)
 
     async def test() -> None:
         async with served(models, 2) as server:
@@ -50,7 +51,7 @@ def test_what_breaks_the_protocol_ends_its_own_conversation_only(
                 for code, messages in (
                     (1007, [b"\x01no Ogg at all" * 9]),
                     (1007, [b"\x01OggS" + bytes(2000)]),
-                    (1009, [b"\x01" + bytes(web.MOST_BYTES)]),
+                    (1009, [b"\x01" + bytes(talk_module.MOST_BYTES)]),
                     (1008, [b"\x07", b"", "text"] * 7),
                 ):
                     assert await ends(server, *messages) == code
@@ -115,7 +116,7 @@ def test_a_client_that_does_not_read_is_ended_and_others_go_on(
 ) -> None:
     # Audio alone would take minutes to fill the sockets' buffers.
     monkeypatch.setattr(Conversation, "messages", flooding(Conversation.messages))
-    monkeypatch.setattr(web, "CLOSE_S", 0.2)
+    monkeypatch.setattr(talk_module, "CLOSE_S", 0.2)
 
     async def test() -> None:
         async with served(models, 2, write=0.3) as server:
@@ -141,7 +142,7 @@ def test_queues_are_short_and_lose_nothing() -> None:
 
     async def test() -> None:
         woken: list[None] = []
-        talk = Conversation("n", 0, Codec(RATE, FRAME), lambda: woken.append(None), str)
+        talk = Conversation("n", 0, Opus(RATE, FRAME), lambda: woken.append(None), str)
         writer, sound = sphn.OpusStreamWriter(RATE), np.zeros(FRAME, np.float32)
         packets = b"".join(writer.append_pcm(sound) for _ in range(2 * INBOX))
         hearing = asyncio.ensure_future(talk.hear(packets))
@@ -169,7 +170,7 @@ def test_late_is_what_comes_after_its_time(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("ttt_cache.serving.conversation.time.monotonic", lambda: now[0])
 
     async def test() -> None:
-        talk = Conversation("n", 0, Codec(RATE, FRAME), lambda: None, str)
+        talk = Conversation("n", 0, Opus(RATE, FRAME), lambda: None, str)
         late = []
         for _ in range(4):
             talk._inbox.append((np.zeros(FRAME, np.float32), 100.0))
@@ -221,7 +222,7 @@ def test_a_hundred_clients_that_send_anything(models: Models, speech: np.ndarray
 @settings(max_examples=40)
 def test_whatever_bytes_come_are_frames_or_malformed(data: Any) -> None:
     """Truncated, altered, repeated, cut anywhere: never another error, never a part of a frame."""
-    codec, writer = Codec(RATE, FRAME), sphn.OpusStreamWriter(RATE)
+    codec, writer = Opus(RATE, FRAME), sphn.OpusStreamWriter(RATE)
     sound = np.random.default_rng(0).normal(0, 0.1, FRAME).astype(np.float32)
     stream = bytearray(b"".join(writer.append_pcm(sound) for _ in range(5)))
     for _ in range(data.draw(st.integers(0, 3))):

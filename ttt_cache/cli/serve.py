@@ -90,7 +90,7 @@ def serve(
     from ttt_cache.launch import Refused
     from ttt_cache.serving.load import Files
     from ttt_cache.serving.run import Options, prepare
-    from ttt_cache.serving.web import Limits
+    from ttt_cache.serving.talk import Limits
 
     files = Files(
         hf_repo,

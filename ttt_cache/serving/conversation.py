@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .opus import Codec
-
 if TYPE_CHECKING:
+    from .codec import Codec
     from .engine import Answer
 
 INBOX = OUTBOX = 25  # frames, 2 seconds
@@ -61,7 +60,7 @@ class Conversation:
             self.ending.set_result((code, reason))
 
     async def hear(self, payload: bytes) -> None:
-        """Take in Opus; returns when there was room for all of it.
+        """Take in sound; returns when there was room for all of it.
 
         Raises:
             MalformedError: it cannot be decoded.
@@ -102,8 +101,8 @@ class Conversation:
         answer = await self._outbox.get()
         self._wake()
         sent = []
-        if opus := self._codec.encode(answer.pcm):
-            sent.append(AUDIO + opus)
+        if sound := self._codec.encode(answer.pcm):
+            sent.append(AUDIO + sound)
         if answer.token not in SILENT:
             sent.append(TEXT + self._piece(answer.token).replace("▁", " ").encode())
         return sent

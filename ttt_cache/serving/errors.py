@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # Close codes: RFC 6455's, and one of ours where it has none.
-GOING_AWAY, FAILED, TAKEN_OVER = 1001, 1011, 4001
+GOING_AWAY, ABNORMAL, INVALID, VIOLATION, FAILED = 1001, 1006, 1007, 1008, 1011
+TAKEN_OVER = 4001
 
 
 class RefusedError(Exception):
@@ -17,3 +18,7 @@ class RefusedError(Exception):
     def __init__(self, status: int, word: str, reason: str) -> None:
         super().__init__(reason)
         self.status, self.word = status, word
+
+
+class MalformedError(ValueError):
+    """The sound that a client sent cannot be decoded, nor can anything after it."""

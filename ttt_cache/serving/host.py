@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from .clock import Clock
+from .codec import CODECS
 from .conversation import Conversation
 from .engine import Engine, FullError
 from .errors import FAILED, GOING_AWAY, TAKEN_OVER, RefusedError
 from .metrics import Metrics
-from .opus import Codec
 from .sessions import Sessions, UnknownError, new_name
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Host:
     ) -> None:
         self.metrics, self.stopping = metrics, False
         self._engine, self._clock, self._piece = engine, clock, piece
+        self._row_bytes = engine.state_bytes() // engine.rows
         self._sessions, self._save_every = sessions, save_every
         self._disk = ThreadPoolExecutor(1, "sessions")  # one: what was written first is read first
         self._here: dict[str, Conversation] = {}  # by name
@@ -57,16 +58,27 @@ class Host:
         """How many there are."""
         return len(self._here)
 
-    async def admit(self, name: str | None) -> Conversation:
+    def described(self, conversation: Conversation) -> dict[str, str | int]:
+        """What a client is told: its session's name, frames so far, bytes of its state."""
+        return {
+            "session": conversation.name,
+            "frames": self._engine.age(conversation.row),
+            "state_bytes": self._row_bytes,
+        }
+
+    async def admit(self, name: str | None, codec: str = "opus") -> Conversation:
         """Give a client a row.
 
         Args:
             name: of the session to go on with; `None` begins a new one.
+            codec: one of `CODECS`.
 
         Raises:
             RefusedError: with the HTTP status to refuse it with.
         """
         self._refuse_if_stopping()
+        if codec not in CODECS:
+            raise RefusedError(400, "codec", f"codec must be one of {', '.join(CODECS)}")
         try:
             name, row = await (self._begin() if name is None else self._go_on(name))
         except FullError:
@@ -78,7 +90,7 @@ class Host:
         except RefusedError:
             self._engine.leave(row)
             raise
-        return self._seat(name, row)
+        return self._seat(name, row, codec)
 
     def _refuse_if_stopping(self) -> None:
         if self.stopping:
@@ -112,9 +124,9 @@ class Host:
         finally:
             self._coming.discard(name)
 
-    def _seat(self, name: str, row: int) -> Conversation:
-        codec = Codec(int(self._engine.mimi.sample_rate), self._engine.frame_size)
-        conversation = Conversation(name, row, codec, self._clock.wake, self._piece)
+    def _seat(self, name: str, row: int, codec: str) -> Conversation:
+        sound = CODECS[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
+        conversation = Conversation(name, row, sound, self._clock.wake, self._piece)
         self._here[name] = self._clock.conversations[row] = conversation
         self.metrics.conversations.set(len(self._here))
         return conversation

@@ -7,16 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import sphn
 
+from .errors import MalformedError
+
 # Bytes decoded at a time. An Ogg page of half a kilobyte may hold 255 packets of 120 ms, half a
 # minute of silence: what a large message becomes must be taken in piece by piece.
 PIECE = 512
 
 
-class MalformedError(ValueError):
-    """What a client sent cannot be decoded, nor can anything after it."""
-
-
-class Codec:
+class Opus:
     """One conversation's two streams.
 
     Args:
@@ -31,8 +29,6 @@ class Codec:
 
     def decode(self, payload: bytes) -> Iterator[np.ndarray]:
         """The frames, float32 `[frame_size]`, that a message completes.
-
-        They are decoded as they are asked for: whoever has no room for more waits between two.
 
         Raises:
             MalformedError: it is no Opus.

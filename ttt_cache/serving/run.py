@@ -22,7 +22,8 @@ from .listen import bound, tls
 from .load import Files, load
 from .metrics import Metrics
 from .sessions import Sessions
-from .web import Limits, Web
+from .talk import Limits
+from .web import Web
 
 
 @dataclass

@@ -1,0 +1,34 @@
+"""How sound travels: what a client sends, and what it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from .opus import Opus
+from .pcm import Pcm
+
+
+class Codec(Protocol):
+    """One conversation's two streams."""
+
+    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
+        """The frames, float32 `[frame_size]`, that a message completes.
+
+        They are decoded as they are asked for: whoever has no room for more waits between two.
+
+        Raises:
+            ttt_cache.serving.errors.MalformedError: it is no such sound, and nothing after it is.
+        """
+        ...
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        """The bytes, possibly none, that a frame completes."""
+        ...
+
+
+# By the name that a client asks with, each made from a rate (samples a second) and the samples of
+# a frame. Moshi's own clients ask for nothing, and get Opus.
+CODECS: dict[str, Callable[[int, int], Codec]] = {"opus": Opus, "pcm": Pcm}
