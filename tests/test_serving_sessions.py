@@ -151,5 +151,5 @@ def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:
     assert [store.path(name).exists() for name in names] == [True, True, False]
     assert (tmp_path / "s" / "other").exists()
     with pytest.raises(UnknownError):
-        store.read(names[2])
+        store.take(names[2])
     assert len({*names, *(new_name() for _ in range(1000))}) == 1003

@@ -15,12 +15,11 @@ from pathlib import Path
 from aiohttp import web
 
 from ..launch import Install, say
-from .clock import Clock, model_thread
 from .engine import Engine
 from .host import Host
 from .listen import bound, tls
-from .load import Files, load
-from .metrics import Metrics
+from .load import Files
+from .service import Model, Service, start
 from .sessions import Sessions
 from .talk import Limits
 from .web import Web
@@ -47,6 +46,18 @@ class Options:
     keep: float = 24 * 3600.0
     limits: Limits = field(default_factory=Limits)
 
+    def check(self) -> None:
+        """What can be judged without the machine.
+
+        Raises:
+            ValueError: `token` or `rows` cannot be used.
+        """
+        token = self.token
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+            raise ValueError("--token must be printable ASCII characters, and at least one")
+        if self.rows < 1:
+            raise ValueError(f"--rows must be at least 1, got {self.rows}")
+
 
 @dataclass
 class Server:
@@ -68,34 +79,18 @@ class Server:
             self.thread.shutdown()
 
     async def _run(self) -> None:
-        metrics = Metrics(self.engine.rows, self.engine.state_bytes())
-        clock = Clock(self.engine, metrics, self.thread)
-        options = self.options
-        host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every)
-        application = Web(host, options.limits, options.token).application()
+        options, model = self.options, Model(self.thread, self.engine, self.piece)
+        service = Service(model, self.sessions, options.save_every)
+        application = Web(service.host, options.limits, options.token).application()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=5)
         await runner.setup()
-        signalled = asyncio.ensure_future(_signalled())
-        tasks = [asyncio.ensure_future(clock.run()), signalled]
-        if self.sessions is not None:
-            tasks.append(asyncio.ensure_future(host.save()))
         try:
             for listener in self.sockets:
                 await web.SockSite(runner, listener, ssl_context=self.context).start()
             scheme = "https" if self.context else "http"
             say(f"{self.engine.rows} conversations at {scheme}://{options.host}:{options.port}")
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if signalled not in done:
-                await host.abandon()
-            else:
-                say(f"stopping; conversations that end: {host.conversations}")
-                await host.stop()
-            for task in done:
-                task.result()  # a fault is shown, and ends the process
+            await service.run(_told_to_end(service.host))
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await runner.cleanup()
 
 
@@ -107,11 +102,7 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
         ValueError: the port, the certificate, the folder of sessions or the model cannot be used.
         ttt_cache.launch.Refused: the cache does not fit the model.
     """
-    token = options.token
-    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
-        raise ValueError("--token must be printable ASCII characters, and at least one")
-    if options.rows < 1:
-        raise ValueError(f"--rows must be at least 1, got {options.rows}")
+    options.check()
     context = None if options.ssl is None else tls(options.ssl)
     sessions = None
     if options.sessions is not None:
@@ -120,21 +111,17 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
         sockets = bound(options.host, options.port)
         for each in sockets:
             undo.enter_context(each)
-        thread = model_thread(files.device)
-        undo.callback(thread.shutdown)
-
-        def start() -> tuple[Engine, Callable[[int], str]]:
-            loaded = load(files, install, options.rows)
-            engine = Engine(loaded.gen, loaded.mimi, options.rows)
-            engine.warm_up()
-            return engine, loaded.tokenizer.id_to_piece  # type: ignore[attr-defined]
-
-        engine, piece = thread.submit(start).result()
+        model = start(files, install, options.rows)
         undo.pop_all()
-    return Server(options, thread, engine, piece, sessions, sockets, context)
+    return Server(options, model.thread, model.engine, model.piece, sessions, sockets, context)
 
 
-async def _signalled() -> None:
+async def _told_to_end(host: Host) -> None:
+    await signalled()
+    say(f"stopping; conversations that end: {host.conversations}")
+
+
+async def signalled() -> None:
     """Wait for SIGINT or SIGTERM. A second one ends the process at once."""
     loop, came = asyncio.get_running_loop(), asyncio.Event()
     both = (signal.SIGINT, signal.SIGTERM)
