@@ -185,10 +185,12 @@ class Client:
 
     Attributes:
         frames: that were answered with sound.
+        described: what the server said of the conversation.
     """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket, self.text, self.session = socket, "", ""
+        self.described: dict[str, Any] = {}  # its state, as the server said it
         self.samples = np.zeros(0, np.float32)
         self._writer, self._reader = sphn.OpusStreamWriter(RATE), sphn.OpusStreamReader(RATE)
 
@@ -223,7 +225,8 @@ class Client:
         elif kind == 2:
             self.text += payload.decode()
         else:
-            self.session = json.loads(payload)["session"]
+            self.described = json.loads(payload)
+            self.session = self.described["session"]
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aiohttp import web
@@ -58,6 +58,27 @@ class Options:
         if self.rows < 1:
             raise ValueError(f"--rows must be at least 1, got {self.rows}")
 
+    def absolute(self) -> Options:
+        """The same, for a process with another working directory."""
+        return replace(self, sessions=self.sessions and self.sessions.absolute())
+
+    def store(self) -> Sessions | None:
+        """Where conversations are saved.
+
+        Raises:
+            ValueError: the folder cannot be written to.
+        """
+        return None if self.sessions is None else Sessions(self.sessions, self.keep)
+
+
+@dataclass
+class Work:
+    """What a server is to do, whatever runs it."""
+
+    options: Options
+    files: Files
+    install: Install
+
 
 @dataclass
 class Server:
@@ -84,13 +105,15 @@ class Server:
         application = Web(service.host, options.limits, options.token).application()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=5)
         await runner.setup()
+        ending = asyncio.ensure_future(_told_to_end(service.host))
         try:
             for listener in self.sockets:
                 await web.SockSite(runner, listener, ssl_context=self.context).start()
             scheme = "https" if self.context else "http"
             say(f"{self.engine.rows} conversations at {scheme}://{options.host}:{options.port}")
-            await service.run(_told_to_end(service.host))
+            await service.run(ending)
         finally:
+            ending.cancel()
             await runner.cleanup()
 
 
@@ -104,9 +127,7 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
     """
     options.check()
     context = None if options.ssl is None else tls(options.ssl)
-    sessions = None
-    if options.sessions is not None:
-        sessions = Sessions(options.sessions, options.keep)
+    sessions = options.store()
     with contextlib.ExitStack() as undo:
         sockets = bound(options.host, options.port)
         for each in sockets:

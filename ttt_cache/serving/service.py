@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .clock import Clock, model_thread
 from .engine import Engine
@@ -77,8 +77,8 @@ class Service:
         )
         self._saving = sessions is not None
 
-    async def run(self, until: Coroutine[Any, Any, object]) -> None:
-        """Step and save until `until` returns; then every conversation is saved and closed.
+    async def run(self, until: Awaitable[object]) -> None:
+        """Step and save until `until` is done; then every conversation is saved and closed.
 
         Raises:
             BaseException: what the model failed with; conversations were closed, not saved.

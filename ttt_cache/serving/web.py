@@ -9,7 +9,7 @@ import asyncio
 
 from aiohttp import WSMsgType, web
 
-from .errors import ABNORMAL, RefusedError
+from .errors import ABNORMAL, NO_TOKEN, RefusedError
 from .host import Host
 from .talk import MOST_BYTES, NEW, Limits, Talk
 from .token import matches, shown
@@ -37,10 +37,8 @@ class Web:
 
     async def health(self, request: web.Request) -> web.Response:
         """For load balancers, without a token: 200, or 503 once no one is taken in any more."""
-        stopping = self._host.stopping
-        state = {"status": "stopping" if stopping else "ok"}
-        state |= {"conversations": self._host.conversations}
-        return web.json_response(state, status=503 if stopping else 200)
+        status, state = self._host.health
+        return web.json_response(state, status=status)
 
     async def metrics(self, request: web.Request) -> web.Response:
         self._check_token(request)
@@ -57,7 +55,7 @@ class Web:
         try:
             conversation = await self._host.admit(None if asked == NEW else asked, codec)
         except RefusedError as refused:
-            raise self._refusal(refused.status, refused.word, str(refused)) from None
+            raise self._refusal(refused) from None
         code = ABNORMAL
         try:
             ws.headers[SESSION_HEADER] = conversation.name
@@ -75,14 +73,11 @@ class Web:
         """Raise `HTTPUnauthorized` unless the request shows the token."""
         authorization = request.headers.get("Authorization", "")
         if not matches(self._token, shown(authorization, request.query)):
-            raise self._refusal(401, "token", "a token is needed")
+            raise self._refusal(RefusedError(401, "token", NO_TOKEN))
 
-    def _refusal(self, status: int, word: str, reason: str) -> web.HTTPException:
-        self._host.metrics.refused(word)
-        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-        if status == 503:
-            headers["Retry-After"] = "10"
-        return REFUSALS[status](text=reason, headers=headers)
+    def _refusal(self, refused: RefusedError) -> web.HTTPException:
+        self._host.metrics.refused(refused.word)
+        return REFUSALS[refused.status](text=str(refused), headers=refused.headers)
 
 
 REFUSALS: dict[int, type[web.HTTPException]] = {
