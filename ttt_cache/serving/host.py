@@ -126,12 +126,7 @@ class Host:
         self._coming.add(name)
         try:
             await self._end(name)
-            if self._others is not None:
-                await self._others.take(name)
-            if not self._engine.free:
-                raise FullError
-            path, session = await self._on_disk(self._sessions.take, name)
-            return name, await self._clock.call(self._engine.resume, path, session), path
+            return await self._resume(self._sessions, name)
         except UnknownError as error:
             raise RefusedError(404, "unknown", str(error)) from None
         except TakenError:
@@ -141,6 +136,19 @@ class Host:
             raise RefusedError(409, "foreign", "the session is not of this model") from None
         finally:
             self._coming.discard(name)
+
+    async def _resume(self, sessions: Sessions, name: str) -> tuple[str, int, Path]:
+        if self._others is not None:
+            await self._others.take(name)
+        try:
+            if not self._engine.free:
+                raise FullError
+            path, session = await self._on_disk(sessions.take, name)
+            return name, await self._clock.call(self._engine.resume, path, session), path
+        except BaseException:
+            if self._others is not None:
+                self._others.left(name)
+            raise
 
     async def _end(self, name: str) -> None:
         """End a conversation that goes on elsewhere; returns once it is on disk."""

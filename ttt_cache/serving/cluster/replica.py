@@ -61,9 +61,9 @@ class Replica:
         say(f"stopping; conversations that end: {self._service.host.conversations}")
 
 
-def refusal(error: BaseException) -> str | None:
+def refusal(said: str) -> str | None:
     """Why a replica did not begin, out of what Serve says; `None`: for no reason of ours."""
-    _, found, rest = str(error).partition(BEGIN)
+    _, found, rest = said.partition(BEGIN)
     return rest.partition(END)[0] if found else None
 
 

@@ -14,4 +14,6 @@ class FewestFirst(FIFOMixin, RequestRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
+        for each in candidate_replicas:  # ask each: what is remembered knows of no one who left
+            self.replica_queue_len_cache.invalidate_key(each.replica_id)
         return [candidate_replicas]

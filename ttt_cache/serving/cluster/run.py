@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from .others import registry
 from .replica import refusal
 
 STOP_S = 70.0  # for the replicas to save and end all; each has a limit of its own
+REACH_S = 5.0
+LOCAL = "local"  # Ray's word in RAY_ADDRESS for a cluster of one's own
 OBJECTS = 200 * 2**20  # bytes that a cluster of our own has for messages beyond 100 kB: there are none
 
 
@@ -99,20 +102,28 @@ def _connect() -> bool:
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address != "local":
+        if address not in (None, "auto", LOCAL):
+            _reach(address)
+        if address != LOCAL:
             ray.init("auto", **quiet)
             return True
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if address is not None:
             raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
     ray.init(
-        "local",
+        LOCAL,
         include_dashboard=False,
         object_store_memory=OBJECTS,
-        _node_ip_address="127.0.0.1",
+        _node_ip_address="127.0.0.1",  # else Ray, which asks nobody who they are, is open to all
         **quiet,
     )
     return False
+
+
+def _reach(address: str) -> None:
+    """Raise `OSError` or `ValueError` unless something listens: Ray would try for a minute."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    socket.create_connection((host, int(port)), REACH_S).close()
 
 
 def _count(work: Work, replicas: int | None) -> int:
@@ -147,4 +158,6 @@ def _deploy(work: Work, replicas: int) -> None:
     try:
         serve.run(application(work, replicas), name=NAME, route_prefix="/")
     except RuntimeError as error:
-        raise ValueError(refusal(error) or str(error)) from None
+        said = serve.status().applications[NAME].deployments.values()
+        why = "\n".join(each.message for each in said)  # of a replica, with its traceback
+        raise ValueError(refusal(why) or f"{error}\n{why}") from None
