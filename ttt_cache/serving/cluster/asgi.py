@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import ABNORMAL, NO_TOKEN, TOO_BIG, VIOLATION, RefusedError
 from ..host import Host
@@ -101,6 +101,7 @@ class Websocket:
         self._ws = ws
         self._came: deque[bytes] = deque()
         self._ahead, self._code = 0, 0  # bytes not taken yet; the close code once there is one
+        self._gone = False
         self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
@@ -120,13 +121,13 @@ class Websocket:
         return message
 
     async def send(self, message: bytes) -> None:
-        if self._code:
-            raise ConnectionError("the connection is gone")  # where Ray would swallow it
+        if self._gone:  # Ray would swallow it
+            raise ConnectionError("the connection is gone")
         with _connection():
             await self._ws.send_bytes(message)
 
     async def close(self, code: int, reason: str) -> None:
-        if self._ws.client_state is WebSocketState.CONNECTED:
+        if not self._gone:
             with _connection():
                 await self._ws.close(code, reason)
 
@@ -135,6 +136,7 @@ class Websocket:
 
     def lost(self) -> None:
         """The connection is gone, and ASGI does not say so any more."""
+        self._gone = True
         self._end(ABNORMAL)
 
     def done(self) -> None:
@@ -150,6 +152,7 @@ class Websocket:
             except Exception:  # whatever a server raises that has lost the connection
                 return self.lost()
             if message["type"] == "websocket.disconnect":
+                self._gone = True
                 return self._end(message.get("code") or ABNORMAL)
             self._take(message)
 
