@@ -63,7 +63,7 @@ class Connection:
 async def client(
     server: Served, query: str = "codec=pcm", token: str | None = None, headers: Any = ()
 ) -> AsyncIterator[Connection]:
-    app = Asgi(server.host, Limits(idle=5), token).application()
+    app = Asgi(server.host, Limits(), token).application()
     connection = Connection(app, query, "websocket", headers)
     connection.inbox.put_nowait({"type": "websocket.connect"})
     try:
