@@ -34,7 +34,7 @@ from ttt_cache.serving.metrics import Metrics
 from ttt_cache.serving.talk import Limits
 from ttt_cache.serving.web import Web
 
-FRAME, OPUS_BYTES = 1920, 300
+FRAME, OPUS_BYTES, AHEAD = 1920, 300, 20
 
 
 class Echo:
@@ -111,13 +111,13 @@ async def server(rows: int, frames: int, pipe: Any) -> None:
         await runner.cleanup()
 
 
-async def client(port: int, number: int, frames: int, most_ahead: int) -> None:
+async def client(port: int, number: int, frames: int) -> None:
     async with (
         aiohttp.ClientSession() as session,
         session.ws_connect(f"http://localhost:{port}/api/chat") as socket,
     ):
         assert await socket.receive_bytes() == b"\x00"
-        ahead, payload = asyncio.Semaphore(most_ahead), np.zeros(OPUS_BYTES // 4, np.float32)
+        ahead, payload = asyncio.Semaphore(AHEAD), np.zeros(OPUS_BYTES // 4, np.float32)
 
         async def say() -> None:
             for at in range(frames):
@@ -136,16 +136,14 @@ async def client(port: int, number: int, frames: int, most_ahead: int) -> None:
         await saying
 
 
-async def clients(port: int, count: int, frames: int, most_ahead: int) -> None:
-    each = (client(port, number, frames // count, most_ahead) for number in range(count))
-    await asyncio.gather(*each)
+async def clients(port: int, count: int, frames: int) -> None:
+    await asyncio.gather(*(client(port, number, frames // count) for number in range(count)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--frames", type=int, default=90_000)
-    parser.add_argument("--ahead", type=int, default=20, help="frames before an answer; 1 as live")
     given = parser.parse_args()
     here, there = multiprocessing.Pipe()
     frames = given.frames // given.clients * given.clients
@@ -154,7 +152,7 @@ def main() -> None:
     )
     process.start()
     began = time.perf_counter()
-    asyncio.run(clients(here.recv(), given.clients, frames, given.ahead))
+    asyncio.run(clients(here.recv(), given.clients, frames))
     print(f"every frame came back to its client, in order, in {time.perf_counter() - began:.0f} s")
     process.join()
 

@@ -108,9 +108,8 @@ def test_a_model_that_cannot_be_batched_is_refused_as_without_ray(
     config = add_model(small_moshi, "mute", dep_q=0, n_q=2, delays=[0, 0, 0])
     words = arguments(small_moshi, free_port(), "--moshi-weight",
                       small_moshi.folder / "mute.safetensors", config=config.name)  # fmt: skip
-    with contextlib.ExitStack() as processes:
-        with pytest.raises(AssertionError) as ended:
-            processes.enter_context(command(words, small_moshi.folder, "conversations at"))
+    with contextlib.ExitStack() as processes, pytest.raises(AssertionError) as ended:
+        processes.enter_context(command(words, small_moshi.folder, "conversations at"))
     said = str(ended.value).strip().splitlines()
     assert said[-1] == "ttt-cache: the model must speak; this one has dep_q = 0 and only writes"
     assert len(said) <= 2, "Ray may add a line of its own"

@@ -116,7 +116,7 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
         raise RuntimeError("the device is lost")
 
     async def test() -> None:
-        serving = asyncio.ensure_future(server._run())
+        serving = asyncio.ensure_future(server.serve(_never))
         await until(lambda: sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         async with connected(url) as client:
             await client.say(heard[0])
@@ -134,6 +134,10 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
 
     run(test())
     thread.shutdown()
+
+
+async def _never(host: Any) -> None:
+    await asyncio.Event().wait()
 
 
 def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:

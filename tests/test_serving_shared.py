@@ -18,8 +18,8 @@ from serving_support import (
     until,
 )
 
-from ttt_cache.session_file import read_session
 from ttt_cache.serving.sessions import Sessions, TakenError, UnknownError, new_name
+from ttt_cache.session_file import read_session
 
 
 @pytest.fixture(scope="module")
@@ -152,26 +152,5 @@ def test_the_registry_asks_whoever_has_a_session(monkeypatch) -> None:
         await registry.left("one", "a")
         await registry.left("kept", "c")
         assert not registry._owners and not registry._gone
-
-    run(test())
-
-
-def test_the_registry_stops_all_that_live(monkeypatch) -> None:
-    pytest.importorskip("ray")
-    from ttt_cache.serving.cluster import registry as module
-
-    monkeypatch.setattr(module, "ALIVE_S", 0.02)
-
-    async def test() -> None:
-        registry, handles = module.Registry(), {name: Handle() for name in "ab"}
-        asked = [asyncio.ensure_future(registry.asked(*each, [])) for each in handles.items()]
-        await asyncio.sleep(0.01)
-        stopping = asyncio.ensure_future(registry.stop())
-        assert await asyncio.gather(*asked) == [module.STOP] * 2
-        handles["b"].dead = True
-        await asyncio.sleep(0.1)
-        assert not stopping.done()
-        await registry.left(module.STOP, "a")
-        await stopping
 
     run(test())

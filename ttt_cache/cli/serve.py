@@ -109,7 +109,7 @@ def serve(
 
                 server = prepare_cluster(work, replicas)
             else:
-                server = prepare(work.options, work.files, work.install)
+                server = prepare(work)
     except Refused as refused:
         raise fail(reason(refused)) from None
     server.run()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 # Close codes: RFC 6455's, and one of ours where it has none.
-GOING_AWAY, ABNORMAL, INVALID, VIOLATION, TOO_BIG, FAILED = 1001, 1006, 1007, 1008, 1009, 1011
+GOING_AWAY, ABNORMAL, INVALID, VIOLATION, FAILED = 1001, 1006, 1007, 1008, 1011
 TAKEN_OVER = 4001
-NO_TOKEN = "a token is needed"
-HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "10"}}
 
 
 class RefusedError(Exception):
@@ -20,11 +18,6 @@ class RefusedError(Exception):
     def __init__(self, status: int, word: str, reason: str) -> None:
         super().__init__(reason)
         self.status, self.word = status, word
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What goes with the status."""
-        return HEADERS.get(self.status, {})
 
 
 class MalformedError(ValueError):

@@ -64,12 +64,6 @@ class Host:
         """How many there are."""
         return len(self._here)
 
-    @property
-    def health(self) -> tuple[int, dict[str, str | int]]:
-        """For load balancers: a status of HTTP, 503 once no one is taken in any more, and why."""
-        status, word = (503, "stopping") if self.stopping else (200, "ok")
-        return status, {"status": word, "conversations": self.conversations}
-
     def described(self, conversation: Conversation) -> dict[str, str | int]:
         """What a client is told: its session's name, frames so far, bytes of its state."""
         return {

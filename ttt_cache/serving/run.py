@@ -7,22 +7,28 @@ import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from ..checks import device_here
 from ..launch import Install, say
+from .clock import Clock, model_thread
 from .engine import Engine
 from .host import Host
 from .listen import bound, tls
-from .load import Files
-from .service import Model, Service, start
+from .load import Files, load
+from .metrics import Metrics
 from .sessions import Sessions
 from .talk import Limits
 from .web import Web
+
+if TYPE_CHECKING:
+    from .others import Others
 
 
 @dataclass
@@ -57,10 +63,7 @@ class Options:
             raise ValueError("--token must be printable ASCII characters, and at least one")
         if self.rows < 1:
             raise ValueError(f"--rows must be at least 1, got {self.rows}")
-
-    def absolute(self) -> Options:
-        """The same, for a process with another working directory."""
-        return replace(self, sessions=self.sessions and self.sessions.absolute())
+        device_here("--device", files.device)
 
     def store(self) -> Sessions | None:
         """Where conversations are saved.
@@ -69,6 +72,11 @@ class Options:
             ValueError: the folder cannot be written to.
         """
         return None if self.sessions is None else Sessions(self.sessions, self.keep)
+
+    def absolute(self) -> Options:
+        """The same, for a process with another working directory."""
+        folders = {name: getattr(self, name) for name in ("ssl", "sessions")}
+        return replace(self, **{name: path and path.absolute() for name, path in folders.items()})
 
 
 @dataclass
@@ -91,55 +99,88 @@ class Server:
     sessions: Sessions | None
     sockets: list[socket.socket]
     context: ssl.SSLContext | None
+    others: Others | None = None  # that share `sessions`
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; then save every conversation."""
         try:
-            asyncio.run(self._run())
+            asyncio.run(self.serve(_signalled))
         finally:
             self.thread.shutdown()
 
-    async def _run(self) -> None:
-        options, model = self.options, Model(self.thread, self.engine, self.piece)
-        service = Service(model, self.sessions, options.save_every)
-        application = Web(service.host, options.limits, options.token).application()
+    async def serve(self, until: Callable[[Host], Awaitable[None]]) -> None:
+        """Serve until `until` returns, which is given the conversations; then save every one.
+
+        Raises:
+            BaseException: what the model failed with; conversations were closed, not saved.
+        """
+        metrics = Metrics(self.engine.rows, self.engine.state_bytes())
+        clock = Clock(self.engine, metrics, self.thread)
+        options = self.options
+        host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every,
+                    self.others)  # fmt: skip
+        application = Web(host, options.limits, options.token).application()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=5)
         await runner.setup()
-        ending = asyncio.ensure_future(_told_to_end(service.host))
+        ending = asyncio.ensure_future(until(host))
+        tasks = [asyncio.ensure_future(clock.run()), ending]
+        if self.sessions is not None:
+            tasks.append(asyncio.ensure_future(host.save()))
         try:
             for listener in self.sockets:
                 await web.SockSite(runner, listener, ssl_context=self.context).start()
             scheme = "https" if self.context else "http"
             say(f"{self.engine.rows} conversations at {scheme}://{options.host}:{options.port}")
-            await service.run(ending)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if ending not in done:
+                await host.abandon()
+            else:
+                say(f"stopping; conversations that end: {host.conversations}")
+                await host.stop()
+            for task in done:
+                task.result()  # a fault is shown, and ends the process
         finally:
-            ending.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await runner.cleanup()
 
 
-def prepare(options: Options, files: Files, install: Install) -> Server:
+def prepare(work: Work, others: Others | None = None) -> Server:
     """Load the model and make all ready; what can be refused before that is.
+
+    Args:
+        others: servers that share the folder of sessions, and the port where this machine has some.
 
     Raises:
         OSError: files are missing.
-        ValueError: the port, the certificate, the folder of sessions or the model cannot be used.
+        ValueError: the port, certificate, device, folder of sessions or model cannot be used.
         ttt_cache.launch.Refused: the cache does not fit the model.
     """
+    options, files, install = work.options, work.files, work.install
     options.check()
     context = None if options.ssl is None else tls(options.ssl)
     sessions = options.store()
     with contextlib.ExitStack() as undo:
-        sockets = bound(options.host, options.port)
+        sockets = bound(options.host, options.port, shared=others is not None)
         for each in sockets:
             undo.enter_context(each)
-        model = start(files, install, options.rows)
+        thread = model_thread(files.device)
+        undo.callback(thread.shutdown)
+
+        def start() -> tuple[Engine, Callable[[int], str]]:
+            loaded = load(files, install, options.rows)
+            engine = Engine(loaded.gen, loaded.mimi, options.rows)
+            engine.warm_up()
+            return engine, loaded.tokenizer.id_to_piece  # type: ignore[attr-defined]
+
+        engine, piece = thread.submit(start).result()
         undo.pop_all()
-    return Server(options, model.thread, model.engine, model.piece, sessions, sockets, context)
+    return Server(options, thread, engine, piece, sessions, sockets, context, others)
 
 
-async def _told_to_end(host: Host) -> None:
+async def _signalled(host: Host) -> None:
     await signalled()
-    say(f"stopping; conversations that end: {host.conversations}")
 
 
 async def signalled() -> None:

@@ -1,7 +1,4 @@
-"""What the network sees: Moshi's websocket, health and metrics.
-
-A page for browsers is another route here.
-"""
+"""What the network sees: Moshi's websocket, the page for browsers, health and metrics."""
 
 from __future__ import annotations
 
@@ -9,8 +6,9 @@ import asyncio
 
 from aiohttp import WSMsgType, web
 
-from .errors import ABNORMAL, NO_TOKEN, RefusedError
+from .errors import ABNORMAL, RefusedError
 from .host import Host
+from .page import add_page
 from .talk import MOST_BYTES, NEW, Limits, Talk
 from .token import matches, shown
 
@@ -33,12 +31,23 @@ class Web:
         app.router.add_get("/api/chat", self.chat)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.metrics)
+        add_page(app.router)
         return app
 
     async def health(self, request: web.Request) -> web.Response:
-        """For load balancers, without a token: 200, or 503 once no one is taken in any more."""
-        status, state = self._host.health
-        return web.json_response(state, status=status)
+        """For load balancers, without a token: 200, or 503 once no one is taken in any more.
+
+        For the page, too, since a browser is not told why its websocket was refused.
+        """
+        stopping = self._host.stopping
+        state = {
+            "status": "stopping" if stopping else "ok",
+            "conversations": self._host.conversations,
+            "rows": self._host.rows,
+            "sessions": self._host.keeps_sessions,
+            "token": self._token is not None,
+        }
+        return web.json_response(state, status=503 if stopping else 200)
 
     async def metrics(self, request: web.Request) -> web.Response:
         self._check_token(request)
@@ -55,7 +64,7 @@ class Web:
         try:
             conversation = await self._host.admit(None if asked == NEW else asked, codec)
         except RefusedError as refused:
-            raise self._refusal(refused) from None
+            raise self._refusal(refused.status, refused.word, str(refused)) from None
         code = ABNORMAL
         try:
             ws.headers[SESSION_HEADER] = conversation.name
@@ -73,11 +82,14 @@ class Web:
         """Raise `HTTPUnauthorized` unless the request shows the token."""
         authorization = request.headers.get("Authorization", "")
         if not matches(self._token, shown(authorization, request.query)):
-            raise self._refusal(RefusedError(401, "token", NO_TOKEN))
+            raise self._refusal(401, "token", "a token is needed")
 
-    def _refusal(self, refused: RefusedError) -> web.HTTPException:
-        self._host.metrics.refused(refused.word)
-        return REFUSALS[refused.status](text=str(refused), headers=refused.headers)
+    def _refusal(self, status: int, word: str, reason: str) -> web.HTTPException:
+        self._host.metrics.refused(word)
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        if status == 503:
+            headers["Retry-After"] = "10"
+        return REFUSALS[status](text=reason, headers=headers)
 
 
 REFUSALS: dict[int, type[web.HTTPException]] = {

@@ -8,18 +8,13 @@ from typing import Any
 import torch
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
 
 from ..run import Work
-from .replica import Replica, entrance
-from .router import FewestFirst
+from .replica import Replica
 
 NAME = "ttt-cache"
-# Requests that a replica takes beside its conversations: those that it refuses or that end. Were it
-# `rows`, Serve would keep whoever comes when all are full waiting, and say nothing.
-SPARE = 100
 HEALTH_S = 2.0  # between two looks; a replica that fails three is replaced
-SHUTDOWN_S = 30.0  # for `serve shutdown`, which does not have conversations saved before
+SHUTDOWN_S = 60.0  # for a replica to save and close all, when Serve ends it
 
 
 def app_builder(args: dict[str, Any]) -> Application:
@@ -41,14 +36,12 @@ def gpus(work: Work) -> int:
 def application(work: Work, replicas: int) -> Application:
     """What `serve.run` takes."""
     work = replace(work, options=work.options.absolute(), files=work.files.absolute())
-    deployment = serve.deployment(serve.ingress(entrance)(Replica)).options(
+    deployment = serve.deployment(Replica).options(
         name="replicas",
         num_replicas=replicas,
         ray_actor_options={"num_gpus": gpus(work), "num_cpus": 1},
-        max_ongoing_requests=2 * work.options.rows + SPARE,
         max_constructor_retry_count=1,  # what is wrong with a model is wrong each time
         health_check_period_s=HEALTH_S,
         graceful_shutdown_timeout_s=SHUTDOWN_S,
-        request_router_config=RequestRouterConfig(request_router_class=FewestFirst),
     )
     return deployment.bind(work)

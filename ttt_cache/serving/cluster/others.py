@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from ..host import Host
 from ..sessions import key
-from .registry import LET_GO_S, STOP, Registry
+from .registry import LET_GO_S, Registry
 
 NAMESPACE = "ttt_cache"
 AGAIN_S = 1.0  # until a registry is asked again that could not be reached
@@ -54,13 +54,10 @@ class Replicas:
             log.warning("the registry is away, a session is taken up as it lies: %s", error)
 
     def left(self, name: str) -> None:
-        self._left(key(name))
-
-    def _left(self, hashed: str) -> None:
-        self._registry.left.remote(hashed, self._replica)
+        self._registry.left.remote(key(name), self._replica)
 
     async def run(self, host: Host) -> None:
-        """Do what the registry asks for; returns when it is to stop."""
+        """Do what the registry asks for, for ever."""
         handle = ray.get_runtime_context().current_actor
         while True:
             try:
@@ -69,19 +66,13 @@ class Replicas:
                 log.warning("the registry is away: %s", error)
                 await asyncio.sleep(AGAIN_S)
                 continue
-            if asked == STOP:
-                return
             if asked is not None:
                 letting = asyncio.ensure_future(self._let_go(host, asked))
                 self._letting.add(letting)
                 letting.add_done_callback(self._letting.discard)
 
-    def stopped(self) -> None:
-        """Every conversation has been saved and closed."""
-        self._left(STOP)
-
     async def _let_go(self, host: Host, hashed: str) -> None:
         try:
             await host.let_go(hashed)
         finally:
-            self._left(hashed)
+            self._registry.left.remote(hashed, self._replica)

@@ -15,11 +15,9 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-POLL_S = 10.0  # for which a replica waits to be asked for something, before it asks again
+POLL_S = 10.0  # for which a replica waits to be asked for a session, before it asks again
 LET_GO_S = 10.0  # for a replica to save a conversation and let go of it
-STOP_S = 60.0  # for all of them to save and end all
 ALIVE_S = 0.2  # between two looks whether a replica that is asked has died
-STOP = "stop"
 log = logging.getLogger(__name__)
 
 
@@ -49,14 +47,14 @@ class Registry:
         self._gone: dict[tuple[str, str], asyncio.Event] = {}  # by key and replica
 
     async def asked(self, replica: str, handle: Any, held: list[str]) -> str | None:
-        """Wait for what a replica is to do.
+        """Wait for a session that a replica is to let go of.
 
         Args:
             handle: of its actor.
             held: keys of its conversations, for a registry that does not know it yet.
 
         Returns:
-            the key of a session to let go of, `STOP`, or nothing: ask again.
+            its key, or nothing: ask again.
         """
         if replica not in self._replicas:
             await self._forget_the_dead()
@@ -84,15 +82,6 @@ class Registry:
             del self._owners[key]
         if gone := self._gone.get((key, replica)):
             gone.set()
-
-    async def stop(self) -> None:
-        """Have every replica save and end its conversations; returns once they have."""
-        asked = {}
-        for name, replica in self._replicas.items():
-            asked[name] = self._gone.setdefault((STOP, name), asyncio.Event())
-            replica.asked.put_nowait(STOP)
-        every = (_until(gone, self._replicas[name], STOP_S) for name, gone in asked.items())
-        await asyncio.gather(*every)
 
     async def _forget_the_dead(self) -> None:
         names = list(self._replicas)

@@ -22,7 +22,6 @@ from .app import NAME, application, gpus
 from .others import registry
 from .replica import refusal
 
-STOP_S = 70.0  # for the replicas to save and end all; each has a limit of its own
 REACH_S = 5.0
 LOCAL = "local"  # Ray's word in RAY_ADDRESS for a cluster of one's own
 OBJECTS = 200 * 2**20  # bytes that a cluster of our own has for messages beyond 100 kB: there are none
@@ -46,9 +45,7 @@ class Server:
                 f"{scheme}://{options.host}:{options.port}"
             )
             asyncio.run(signalled())
-            say("stopping")
-            with contextlib.suppress(RayError, TimeoutError):
-                ray.get(registry(NAME).stop.remote(), timeout=STOP_S)
+            say("stopping; every conversation is saved and closed")
 
 
 def prepare(work: Work, replicas: int | None) -> Server:
@@ -72,26 +69,23 @@ def prepare(work: Work, replicas: int | None) -> Server:
         each.close()
     with contextlib.ExitStack() as undo:
         undo.callback(ray.shutdown)
-        joined = _connect()
+        _connect()
         count = _count(work, replicas)
-        if joined:  # a cluster of our own ends as a whole
-            undo.callback(_end)
+        undo.callback(_end)
         _deploy(work, count)
         return Server(work, count, undo.pop_all())
 
 
 def _end() -> None:
-    """End the application, Serve and the registry."""
+    """End the replicas, each after its conversations, then Serve and the registry."""
     with contextlib.suppress(RayError, TimeoutError):
+        serve.delete(NAME)
         serve.shutdown()
         ray.kill(registry(NAME))
 
 
-def _connect() -> bool:
+def _connect() -> None:
     """Join the cluster that is there, or begin one that this machine alone can reach.
-
-    Returns:
-        whether there was one.
 
     Raises:
         ValueError: there is none at RAY_ADDRESS.
@@ -106,7 +100,7 @@ def _connect() -> bool:
             _reach(address)
         if address != LOCAL:
             ray.init("auto", **quiet)
-            return True
+            return
     except (OSError, RuntimeError, ValueError) as error:
         if address is not None:
             raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
@@ -117,7 +111,6 @@ def _connect() -> bool:
         _node_ip_address="127.0.0.1",  # else Ray, which asks nobody who they are, is open to all
         **quiet,
     )
-    return False
 
 
 def _reach(address: str) -> None:
@@ -149,14 +142,9 @@ def _count(work: Work, replicas: int | None) -> int:
 
 
 def _deploy(work: Work, replicas: int) -> None:
-    options = work.options
-    http: dict[str, Any] = {"host": options.host, "port": options.port}
-    if options.ssl is not None:
-        http |= {"ssl_certfile": str(options.ssl.absolute() / "cert.pem")}
-        http |= {"ssl_keyfile": str(options.ssl.absolute() / "key.pem")}
-    serve.start(proxy_location="EveryNode", http_options=http)
+    serve.start(proxy_location="Disabled")  # clients connect to the replicas themselves
     try:
-        serve.run(application(work, replicas), name=NAME, route_prefix="/")
+        serve.run(application(work, replicas), name=NAME, route_prefix=None)
     except RuntimeError as error:
         said = serve.status().applications[NAME].deployments.values()
         why = "\n".join(each.message for each in said)  # of a replica, with its traceback
