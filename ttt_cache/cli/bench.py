@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
+from .bench_serve import serve
 from .errors import INTERRUPTED, fail, refusals
 from .options import number, numbers
 
 WRONG = 1  # the exit status where an arm computes something else
+bench = typer.Typer()
+bench.command()(serve)
 
 
-def bench(
+@bench.callback(invoke_without_command=True)
+def core(
+    context_: typer.Context,
     batch: Annotated[
         list[int] | None,
         numbers("Conversations at once, at least 1", "1 and 4; on a GPU 1, 8, 32 and 64"),
@@ -57,7 +62,11 @@ def bench(
     does after. On two idle CPU cores it takes about two minutes.
 
     Example: ttt-cache bench --batch 1 --batch 8 --context 3000
+
+    How many conversations a server holds: ttt-cache bench serve --help
     """
+    if context_.invoked_subcommand is not None:
+        return
     import os
 
     from rich.console import Console
