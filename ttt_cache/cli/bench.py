@@ -66,6 +66,7 @@ def core(
     How many conversations a server holds: ttt-cache bench serve --help
     """
     if context_.invoked_subcommand is not None:
+        _refuse_options(context_)
         return
     import os
 
@@ -95,3 +96,12 @@ def core(
         raise fail(
             "bench interrupted before its end; fewer --repetitions are quicker", INTERRUPTED
         ) from None
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Options before the name of a subcommand would be taken for its own, and do nothing."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            command = context.invoked_subcommand
+            raise fail(f"--{name} is no option of 'bench {command}'; see its --help")

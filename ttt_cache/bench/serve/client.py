@@ -83,7 +83,7 @@ class Client:
         return cls(socket, plan.codec)
 
     async def converse(self, messages: Sequence[bytes], begin: float, delay: int) -> Heard:
-        """Say every message when it is due, the n-th at `begin` + n frames, and hear the answers."""
+        """Say every message when it is due, the n-th n frames after `begin`; hear the answers."""
         ended = None
         hearing = asyncio.ensure_future(self.hear(len(messages) - delay))
         saying = asyncio.ensure_future(self._say(messages, begin))

@@ -104,7 +104,7 @@ def percentile(ordered: np.ndarray, percent: int) -> float | None:
     return float(ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)])
 
 
-def _of_server(before: Seen | None, after: Seen | None) -> dict[str, float | None]:
+def _of_server(before: Seen | None, after: Seen | None) -> dict[str, Any]:
     if before is None or after is None:
         return {}
     steps = {f"step_p{q}_ms": step_quantile(before, after, q / 100) for q in (50, 99)}

@@ -32,5 +32,7 @@ def latencies(due: np.ndarray, arrived: np.ndarray, delay: int) -> np.ndarray:
         raise ValueError(f"{len(arrived) + delay} frames were answered, but {len(due)} sent")
     waited[: len(arrived)] = arrived - due[delay : delay + len(arrived)]
     if (waited < 0).any():
-        raise ValueError(f"an answer came {-waited.min():.3f} s before the frame that it belongs to")
+        raise ValueError(
+            f"an answer came {-waited.min():.3f} s before the frame that it belongs to"
+        )
     return waited

@@ -23,15 +23,13 @@ def draw(levels: Sequence[Level], held: int, subtitle: str, path: Path) -> None:
         subtitle: says what was run, in one line.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained", dpi=150)
-    figure.suptitle(f"{held} conversations in real time", fontsize=15, fontweight="bold")
+    figure.suptitle(f"Conversations held in real time: {held}", fontsize=15, fontweight="bold")
     time, late = figure.subplots(1, 2, width_ratios=(2, 1))
-    measured = [level for level in ordered(levels) if level.frames]
-    _times(time, measured)
-    shares = [100 * (level.late_share or 0) for level in measured]
-    late.plot([level.clients for level in measured], shares, color=LATE, marker="o", ms=4)
-    late.set(title="Late frames (%)", ylim=(0, None))
+    _times(time, [level for level in ordered(levels) if level.frames])
+    _late(late, ordered(levels))
     for axes in (time, late):
-        axes.set(xlabel="conversations at once", xlim=(0, None))
+        most = max((level.clients for level in levels), default=1)
+        axes.set(xlabel="conversations at once", xlim=(0, 1.05 * most))
         axes.grid(alpha=0.25)
         if held:
             axes.axvline(held, color="black", lw=1, ls=":")
@@ -47,4 +45,21 @@ def _times(axes: Axes, measured: Sequence[Level]) -> None:
         axes.plot(clients, values, color=colour, marker="o", ms=4, label=name)
     axes.axhline(FRAME_MS, color="black", ls="--", lw=1, label="a frame, 80 ms")
     axes.set(title="From due to answered (ms)", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
+
+
+def _late(axes: Axes, levels: Sequence[Level]) -> None:
+    shares = [(n.clients, 100 * n.late_share) for n in levels if n.late_share is not None]
+    axes.plot(
+        [clients for clients, _ in shares],
+        [late for _, late in shares],
+        color=LATE,
+        marker="o",
+        ms=4,
+    )
+    turned_away = [level.clients for level in levels if level.refused]
+    if turned_away:
+        axes.plot(turned_away, [100] * len(turned_away), "x", color=P99, label="refused")
+        axes.legend(frameon=False)
+    axes.set(title="Late frames (%)", ylim=(0, None))

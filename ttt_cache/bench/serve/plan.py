@@ -137,7 +137,5 @@ def _address(url: str) -> tuple[str, str | None]:
     except ValueError:
         raise ValueError(f"--url must be an address such as {LOCAL}, got {url!r}") from None
     path = parsed.path.rstrip("/").removesuffix(CHAT)
-    plain = URL.build(
-        scheme=SCHEMES[parsed.scheme], host=parsed.host, port=parsed.port, path=path
-    )
+    plain = URL.build(scheme=SCHEMES[parsed.scheme], host=parsed.host, port=parsed.port, path=path)
     return str(plain).rstrip("/"), parsed.password

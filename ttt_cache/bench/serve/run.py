@@ -105,17 +105,16 @@ def _say(plan: Plan, done: Sequence[Level], result: dict[str, Any]) -> None:
     console.print(table_of(done))
     for level in ordered(done):
         for reason in level.reasons:
-            console.print(f"{level.clients} clients: {reason}", highlight=False)
+            console.print(f"With {level.clients}: {reason}", highlight=False)
         if not level.on_schedule:
             console.print(
-                f"{level.clients} clients: the generator itself was {level.behind_p99_ms:.0f} ms "
+                f"With {level.clients}: the generator itself was {level.behind_p99_ms:.0f} ms "
                 f"late to send (p99; {BEHIND_MS:g} allowed). This says nothing of the server: give "
                 "the generator more cores, or another machine than the server's.",
                 highlight=False,
             )
     console.print(
-        f"{result['held']} conversations held in real time: p99 within {FRAME_MS:g} ms, "
-        "none lost, none refused."
+        f"Held in real time: {result['held']} (p99 within {FRAME_MS:g} ms, none lost, none refused)"
     )
     for name in FILES:
         console.print(f"Written: {plan.out / name}", soft_wrap=True)

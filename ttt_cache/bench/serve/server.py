@@ -42,22 +42,24 @@ def conversations(plan: Plan) -> int | None:
 def look(plan: Plan) -> Seen | None:
     """Its metrics; `None` if it has none."""
     try:
-        families = text_string_to_metric_families(_get(plan, "/metrics"))
-        samples = [sample for family in families for sample in family.samples]
-    except (OSError, ValueError):
+        return seen_in(_get(plan, "/metrics"))
+    except (OSError, ValueError, KeyError):
         return None
+
+
+def seen_in(text: str) -> Seen:
+    """Read Prometheus's text format; raises `ValueError` or `KeyError` if that is not ours."""
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     prefix = "ttt_cache_"
     plain = {s.name.removeprefix(prefix): s.value for s in samples if not s.labels}
-    buckets = {
-        float(s.labels["le"]): s.value for s in samples if s.name == f"{prefix}step_seconds_bucket"
-    }
-    try:
-        return Seen(
-            plain["frames_total"], plain["late_frames_total"], plain["rows"],
-            plain["state_bytes"], buckets,
-        )  # fmt: skip
-    except KeyError:
-        return None
+    steps = [s for s in samples if s.name == f"{prefix}step_seconds_bucket"]
+    return Seen(
+        plain["frames_total"],
+        plain["late_frames_total"],
+        plain["rows"],
+        plain["state_bytes"],
+        {float(s.labels["le"]): s.value for s in steps},
+    )
 
 
 def step_quantile(before: Seen, after: Seen, quantile: float) -> float | None:

@@ -17,7 +17,7 @@ def table_of(levels: Sequence[Level]) -> Table:
     """A line for each level, by the number of conversations."""
     table = Table(title="Milliseconds from when a frame was due until its answer was there")
     columns = ("clients", "p50", "p95", "p99", "max", "late", "lost", "refused", "broken")
-    for column in (*columns, "server's step p50, p99", "real time"):
+    for column in (*columns, "step p50, p99", "real time"):
         table.add_column(column, justify="right")
     for level in ordered(levels):
         times = (level.p50_ms, level.p95_ms, level.p99_ms, level.max_ms)
