@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -113,13 +114,21 @@ def measure(server: Server, options: argparse.Namespace) -> Level:
             f"ws://127.0.0.1:{server.options.port}", None, [server.options.rows],
             options.seconds, options.warm_up, options.codec, options.seed, Path(out),
         )  # fmt: skip
-        level = beside.submit(put_on, plan)
-        server.run()  # until it is told to end
+        over = threading.Event()
+        level = beside.submit(put_on, plan, over)
+        try:
+            server.run()  # until it is told to end
+        finally:
+            over.set()
         return level.result()
 
 
-def put_on(plan: Plan) -> Level:
-    """Run `ttt-cache bench serve` in a process of its own; then end the server of this one."""
+def put_on(plan: Plan, over: threading.Event) -> Level:
+    """Run `ttt-cache bench serve` in a process of its own; then end the server of this one.
+
+    Args:
+        over: that server has ended by itself: nobody is there to take a signal.
+    """
     try:
         deadline = time.monotonic() + READY_S
         while conversations(plan) is None and time.monotonic() < deadline:
@@ -128,7 +137,8 @@ def put_on(plan: Plan) -> Level:
         subprocess.run([sys.executable, "-m", "ttt_cache.cli", *words], check=True)
         return json.loads((plan.out / "serve.json").read_text())["levels"][0]
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def levels(models: Models, arm: str, options: argparse.Namespace, until: float) -> Iterator[Level]:
