@@ -36,6 +36,7 @@ from moshi.models.lm import LMGen, LMModel
 from moshi.models.loaders import _mimi_config, get_mimi
 
 from ttt_cache.bench.serve.plan import Plan, make_plan
+from ttt_cache.bench.serve.ramp import most_held
 from ttt_cache.bench.serve.server import conversations
 from ttt_cache.evaluation.lines import Line
 from ttt_cache.serving.clock import model_thread
@@ -49,7 +50,6 @@ SMALL: dict[str, Any] = {
     "dim": 64, "num_heads": 2, "num_layers": 2, "context": 250, "depformer_dim": 32,
     "depformer_dim_feedforward": 64, "depformer_num_heads": 1, "depformer_num_layers": 1,
 }  # fmt: skip
-READY_S = 60.0  # for a server to listen
 Level = dict[str, Any]
 
 
@@ -97,8 +97,7 @@ class Models:
         for model in (*self.arms.values(), self.mimi):
             gpu_frame.end(model)
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing where CUDA was never used
 
 
 def _narrow_mimi() -> dict[str, Any]:
@@ -130,9 +129,8 @@ def put_on(plan: Plan, over: threading.Event) -> Level:
         over: that server has ended by itself: nobody is there to take a signal.
     """
     try:
-        deadline = time.monotonic() + READY_S
-        while conversations(plan) is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        while conversations(plan) is None and not over.wait(0.1):
+            pass  # it does not listen yet
         words = shlex.split(plan.command)[1:]
         subprocess.run([sys.executable, "-m", "ttt_cache.cli", *words], check=True)
         return json.loads((plan.out / "serve.json").read_text())["levels"][0]
@@ -161,12 +159,12 @@ def levels(models: Models, arm: str, options: argparse.Namespace, until: float) 
 def lines_of(found: dict[str, list[Level]]) -> list[Line]:
     lines = []
     for arm, done in found.items():
-        held = max((level["clients"] for level in done if level["held"]), default=0)
+        held = most_held({level["clients"]: level["held"] for level in done})
         lines.append(Line(f"{arm}: conversations in real time", held))
         for level in done:
             about = "; ".join(level["reasons"])
-            late = level.get("p99_ms")
-            lines.append(Line(f"{arm}: p99 of {level['clients']}", late, "ms", about=about))
+            name, late = f"{arm}: p99 of {level['clients']}", level.get("p99_ms")
+            lines.append(Line(name, late, "ms", about=about))
     return lines
 
 
@@ -182,18 +180,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/serve_gpu.json"))
     options = parser.parse_args()
-    began = time.monotonic()
+    until = time.monotonic() + options.minutes * 60
     if not (options.small or torch.cuda.is_available()):
         raise SystemExit("benchmarks/serve_gpu.py needs an NVIDIA GPU; --small tries it on a CPU")
-    device = torch.device("cpu" if options.small else "cuda")
-    dtype = torch.float32 if options.small else torch.bfloat16
+    where, dtype = ("cpu", torch.float32) if options.small else ("cuda", torch.bfloat16)
     torch.manual_seed(options.seed)
     record = environment(options.seed, str(dtype).removeprefix("torch.")) | {"environment": {}}
-    settings = SETTINGS | {"codec": options.codec, "seconds": options.seconds}
-    settings |= {"warm_up": options.warm_up, "small": options.small}
-    models = Models.at_random(device, dtype, options.small)
+    names = ("codec", "seconds", "warm_up", "small")
+    settings = SETTINGS | {name: getattr(options, name) for name in names}
+    models = Models.at_random(torch.device(where), dtype, options.small)
     found: dict[str, list[Level]] = {}
-    until = began + options.minutes * 60
     for arm in options.arm:
         found[arm] = []
         for level in levels(models, arm, options, until):
