@@ -35,25 +35,27 @@ async function start() {
   const run = { quality: new Quality(), noted: 0 };
   const session = view.goesOn ? storage.last().session : "new";
   running = run;
-  view.show("starting", words.ASKING);
+  view.show("starting", words.CONNECTING);
   try {
-    run.sound = new Sound(heard(run));
+    run.sound = new Sound(heard(run)); // before anything is waited for: it takes a tap or a key
+    server = await health(); // it may have begun to want a token
+    if (running !== run) return;
+    if (server === null) return stop(words.NO_ANSWER, true);
+    view.say(words.ASKING);
     await run.sound.open();
   } catch (error) {
     if (running === run) stop(words.microphone(error), true);
     return;
   }
   if (running !== run) return;
-  view.show("starting", words.CONNECTING);
+  view.say(words.CONNECTING);
   stayAwake();
-  server = (await health()) ?? server; // it may have begun to want a token
-  if (running !== run) return;
   if (session === "new") {
     view.transcript.clear();
     view.time(0);
   }
-  const asked = { session, token: server?.token ? view.token.value : "" };
-  run.talk = new Talk(asked, Boolean(server?.sessions), talked(run));
+  const asked = { session, token: server.token ? view.token.value : "" };
+  run.talk = new Talk(asked, server.sessions, talked(run));
 }
 
 /** Show a conversation; while its sound is stopped, only that. */

@@ -13,6 +13,7 @@ export class Sound {
     this.on = on;
     this.context = new AudioContext({ latencyHint: "interactive" });
     this.context.onstatechange = () => this.on.changed();
+    this.context.resume(); // not awaited: where it was no gesture it never ends
   }
 
   get runs() {
@@ -22,7 +23,6 @@ export class Sound {
   /** Ask for the microphone and begin; throws what the browser says of the microphone. */
   async open() {
     const { context } = this;
-    context.resume(); // not awaited: where there is no gesture it never ends
     this.stream = await navigator.mediaDevices.getUserMedia({
       audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true },
     });

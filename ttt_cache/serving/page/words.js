@@ -13,8 +13,8 @@ export const LOST_MICROPHONE = "The microphone is gone. Press Talk to go on with
 export const NO_ANSWER = "The server does not answer. Press Talk to try again.";
 export const FULL = "All conversations are taken. Try again in a while.";
 export const INSECURE =
-  "Browsers give a microphone only to pages from https or localhost. Start the server with --ssl, or " +
-  "put it behind a proxy that speaks https, and open this page by its https address.";
+  "Browsers give a microphone only to pages from https or localhost. This server needs --ssl, or a " +
+  "proxy that speaks https; then open the page by its https address.";
 export const OLD = "This browser is too old: it cannot give a page the microphone’s sound.";
 
 /** By what `refusal` in server.js returns. */
