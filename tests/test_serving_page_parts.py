@@ -146,7 +146,9 @@ def test_it_can_be_read_and_used_by_everybody(page, models, tmp_path) -> None:
         command("Emulation.setEmulatedMedia", {"features": features})
         size = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": width < 500}
         command("Emulation.setDeviceMetricsOverride", size)
-        assert page.run("return document.documentElement.scrollWidth") <= width
+        for element in ("document.documentElement", "document.getElementById('text')"):
+            assert page.run(f"return {element}.scrollWidth - {element}.clientWidth") <= 0
+        assert page.run("return document.documentElement.clientWidth") <= width
         texts = page.run(CONTRAST)
         assert len(texts) > 15 and all(ratio >= 4.5 for _, ratio in texts), texts
         small = page.run("return ['talk', 'token', 'again'].map((id) => "

@@ -11,6 +11,7 @@ export class Sound {
    */
   constructor(on) {
     this.on = on;
+    this.closed = false;
     this.context = new AudioContext({ latencyHint: "interactive" });
     this.context.onstatechange = () => this.on.changed();
     this.context.resume(); // not awaited: where it was no gesture it never ends
@@ -26,11 +27,11 @@ export class Sound {
     this.stream = await navigator.mediaDevices.getUserMedia({
       audio: { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true },
     });
-    if (context.state === "closed") return this.close(); // meanwhile
+    if (this.closed) return this.close(); // while somebody was asked
     for (const track of this.stream.getTracks()) track.onended = () => this.on.lost();
     const modules = ["microphone-worklet.js", "speaker-worklet.js"];
     await Promise.all(modules.map((name) => context.audioWorklet.addModule(new URL(name, import.meta.url))));
-    if (context.state === "closed") return;
+    if (this.closed) return;
     const mono = { channelCount: 1, channelCountMode: "explicit", outputChannelCount: [1] };
     const microphone = new AudioWorkletNode(context, "microphone", mono);
     this.speaker = new AudioWorkletNode(context, "speaker", { ...mono, numberOfInputs: 0 });
@@ -55,6 +56,7 @@ export class Sound {
   }
 
   close() {
+    this.closed = true;
     this.context.onstatechange = null;
     for (const track of this.stream?.getTracks() ?? []) track.stop();
     if (this.context.state !== "closed") this.context.close();

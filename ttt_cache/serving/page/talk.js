@@ -10,6 +10,7 @@ const AGAIN = new Set([1001, 1006, 1011, 1012, 1013]);
 // Why going on may fail at first and not later. A session is busy while a server that did
 // not answer in time still takes it up.
 const PASSING = new Set(["broke", "unreachable", "stopping", "full", "refused", "session"]);
+const BREAKS = { 1001: "stopping", 1012: "stopping" };
 const PAUSE_MS = 500;
 const MOST_PAUSE_MS = 8000;
 const SESSION_TRIES = 3;
@@ -83,7 +84,7 @@ export class Talk {
     const begun = this.name !== null; // else there is nothing to go on with
     if (greeted && !(begun && this.keeps && AGAIN.has(code))) return this.on.ended({ code, reason });
     this.brokeAt ??= performance.now();
-    const why = greeted ? "broke" : await refusal(this.asked);
+    const why = greeted ? (BREAKS[code] ?? "broke") : await refusal(this.asked);
     if (this.stopped) return;
     if (!this.mayPass(why, begun)) return this.on.ended(greeted ? { code, reason } : { refused: why });
     this.on.waiting(why);
