@@ -1,4 +1,4 @@
-"""A headless Chromium with a microphone that hears a file, and the page of `ttt-cache serve` in it."""
+"""The page of `ttt-cache serve` in a headless Chromium whose microphone hears a file."""
 
 from __future__ import annotations
 
@@ -82,8 +82,23 @@ class Page:
     def state(self) -> str:
         return self.run("return document.body.dataset.state")
 
+    @property
+    def last(self) -> Any:
+        """The conversation that the browser keeps: session and frames."""
+        return self.run("return JSON.parse(localStorage.getItem('ttt-cache-last'))")
+
     def press(self) -> None:
         self.find("talk").click()
+
+    def talk(self, seconds: float = 1) -> None:
+        """Press Talk, and hear so much of the answer."""
+        self.press()
+        self.hear(seconds)
+
+    def hear(self, seconds: float = 1) -> None:
+        """Until so much more was played."""
+        end = self.number("played") + seconds
+        self.until(lambda: self.state == "talking" and self.number("played") > end)
 
     def until(self, condition: Callable[[], Any]) -> None:
         try:

@@ -8,7 +8,12 @@ from pathlib import Path
 from aiohttp import web
 
 FOLDER = Path(__file__).parent / "page"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 HEADERS = {
     # Websockets of the same host are 'self', too.
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -42,9 +47,8 @@ def _answer(request: web.Request, suffix: str, body: bytes) -> web.Response:
     # The type is set here: a system's own table of types may call a module plain text, which
     # browsers do not run.
     response = web.Response(body=body, content_type=TYPES[suffix], charset="utf-8", headers=HEADERS)
-    response.etag = hashlib.sha256(body).hexdigest()[:32]
-    known = request.if_none_match or ()
-    if any(each.value == response.etag.value for each in known):
+    response.etag = tag = hashlib.sha256(body).hexdigest()[:32]
+    if any(known.value == tag for known in request.if_none_match or ()):
         response.set_status(304)
         response.body = None
     return response
