@@ -14,6 +14,7 @@ from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from serving_support import run, served
 
 PROGRAMS = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
 MISSING = [name for name, path in PROGRAMS.items() if path is None]
@@ -115,3 +116,15 @@ class Page:
 async def there(work: Callable[..., Any], *arguments: Any) -> Any:
     """Do something with the browser while this thread serves it."""
     return await asyncio.to_thread(work, *arguments)
+
+
+def with_page(page: Page, models: Any, check: Callable[[], Any]) -> None:
+    """Do something in the page while it is served."""
+
+    async def test() -> None:
+        async with served(models, 1) as server:
+            await there(page.open, server.url("/"))
+            await there(check)
+            assert page.errors() == []
+
+    run(test())

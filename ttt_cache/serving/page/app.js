@@ -86,7 +86,7 @@ function heard(run) {
       if (document.body.dataset.state === "talking") view.level("you", loudness(samples));
     },
     played(report) {
-      if (document.body.dataset.state !== "talking") return;
+      if (running !== run || document.body.dataset.state !== "talking") return;
       view.sound(report);
       run.quality.counted(report.gaps);
       if (run.quality.slow) view.say(words.SLOW, true);
@@ -107,7 +107,7 @@ function talked(run) {
     talking({ frames, lost, again }) {
       run.connected = true;
       run.sound.clear();
-      storage.keepToken(view.token.value);
+      if (run.talk.asked.token) storage.keepToken(run.talk.asked.token);
       view.token.removeAttribute("aria-invalid");
       view.offer(false, null);
       view.time(frames);

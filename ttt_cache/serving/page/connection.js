@@ -3,7 +3,7 @@
 import { decode, encode } from "./pcm.js";
 import { chat } from "./server.js";
 
-const HANDSHAKE = 0, SOUND = 1, TEXT = 2, TOLD = 4; // prettier-ignore
+const HANDSHAKE = 0, SOUND = 1, TEXT = 2, TOLD = 4;
 const ABNORMAL = 1006;
 const PATIENCE_MS = 10000; // for the handshake, and then for any message while sound is sent
 const BEHIND = 96 * 1024; // bytes that wait to be sent: two seconds of sound
