@@ -79,7 +79,7 @@ def serve(
         int | None, number("With --ray: copies of the model, at least 1.", "the cluster's GPUs")
     ] = None,
 ) -> None:
-    """Serve many conversations at once, each a row of one batch, to Moshi's own clients.
+    """Serve many conversations at once, each a row of one batch, to Moshi's clients and browsers.
 
     They connect as to moshi.server, come and go as they like, and each gets what
     it would get alone. With --sessions a conversation survives its connection
@@ -89,7 +89,7 @@ def serve(
 
     Several GPUs: ttt-cache serve --ray --rows 64 --sessions /shared/sessions (docs/cluster.md)
 
-    Then: python -m moshi.client
+    Then: python -m moshi.client, or open http://localhost:8998 in a browser
     """
     given = locals()
     if find_spec("prometheus_client") is None:

@@ -63,7 +63,6 @@ class Options:
             raise ValueError("--token must be printable ASCII characters, and at least one")
         if self.rows < 1:
             raise ValueError(f"--rows must be at least 1, got {self.rows}")
-        device_here("--device", files.device)
 
     def store(self) -> Sessions | None:
         """Where conversations are saved.
@@ -159,6 +158,7 @@ def prepare(work: Work, others: Others | None = None) -> Server:
     """
     options, files, install = work.options, work.files, work.install
     options.check()
+    device_here("--device", files.device)
     context = None if options.ssl is None else tls(options.ssl)
     sessions = options.store()
     with contextlib.ExitStack() as undo:

@@ -24,7 +24,7 @@ from .replica import refusal
 
 REACH_S = 5.0
 LOCAL = "local"  # Ray's word in RAY_ADDRESS for a cluster of one's own
-OBJECTS = 200 * 2**20  # bytes that a cluster of our own has for messages beyond 100 kB: there are none
+OBJECTS = 200 * 2**20  # bytes that a cluster of our own keeps for large messages; there are none
 
 
 @dataclass
