@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,24 @@ def run(coroutine: Any) -> None:
     asyncio.run(limited())
 
 
+@contextlib.asynccontextmanager
+async def some(two: Two, count: int) -> AsyncIterator[list[Client]]:
+    """So many conversations, on both replicas: which of them one gets is left to chance."""
+    for _ in range(20):
+        async with contextlib.AsyncExitStack() as stack:
+            clients: list[Client] = []
+            for _ in range(40):
+                with contextlib.suppress(aiohttp.WSServerHandshakeError):  # that one is full
+                    clients.append(await stack.enter_async_context(connected(two.url())))
+                if len(clients) == count:
+                    break
+            if len(clients) == count and len(set(two.owners().values())) == 2:
+                yield clients
+                return
+        await until(lambda: not two.owners())
+    raise AssertionError("one of two replicas gets all")
+
+
 async def ends(client: Client) -> int | None:
     """Wait until a connection is at its end; returns its close code."""
     with contextlib.suppress(TypeError, aiohttp.ClientError):
@@ -120,7 +138,7 @@ def test_conversations_of_a_killed_replica_go_on_with_the_other(two: Two, pcm: A
 
     async def test() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(connected(two.url())) for _ in range(4)]
+            clients = await stack.enter_async_context(some(two, 4))
             for each in clients:
                 await each.say(pcm)
             for each in clients:
@@ -130,11 +148,13 @@ def test_conversations_of_a_killed_replica_go_on_with_the_other(two: Two, pcm: A
                 await each.say(pcm[: 5 * FRAME])
                 await each.hear(LENGTH + 4)
             replicas = descendants(os.getpid(), "ServeReplica")
-            assert len(replicas) == 2 and len(set(two.owners().values())) == 2
+            assert len(replicas) == 2
             ending = [asyncio.ensure_future(ends(each)) for each in clients]
             os.kill(next(iter(replicas)), signal.SIGKILL)
-            await until(lambda: sum(each.done() for each in ending) == 2)
+            await until(lambda: any(each.done() for each in ending))
+            await asyncio.sleep(0.5)
             dead = [each for each, end in zip(clients, ending, strict=True) if end.done()]
+            assert 1 <= len(dead) <= 3, "those of the other go on"
             for end in ending:
                 end.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -164,14 +184,20 @@ def test_who_comes_back_takes_over_from_another_replica(two: Two, pcm: Any) -> N
             await first.say(pcm)
             await first.hear(LENGTH - 1)
             (before,) = two.owners().values()
-            ending = asyncio.ensure_future(ends(first))
-            async with connected(two.url(first.session)) as second:
-                assert await ending == 4001
-                await second.say(pcm[:FRAME])
-                await second.hear(1)
-                assert second.described["frames"] == LENGTH
-                (after,) = two.owners().values()
-                assert after != before, "the one that has fewer"
+            async with contextlib.AsyncExitStack() as stack:
+                for more in range(30):  # until it comes to the other one
+                    ending = asyncio.ensure_future(ends(first))
+                    url = two.url(first.session)
+                    second = await stack.enter_async_context(connected(url))
+                    assert await ending == 4001
+                    await second.say(pcm[:FRAME])
+                    await second.hear(1)
+                    assert second.described["frames"] == LENGTH + more
+                    (after,) = two.owners().values()
+                    if after != before:
+                        return
+                    first = second
+            raise AssertionError("one of two replicas gets all")
 
     run(test())
 
@@ -181,10 +207,10 @@ def test_who_comes_when_all_are_full_is_refused_and_so_is_who_has_no_token(two: 
         assert await refused(two.url(token="wrong")) == (401, "a token is needed")
         assert (await refused(two.url("a" * 32)))[0] == 404
         await until(lambda: two.whole() and not two.owners(), 30)
-        async with contextlib.AsyncExitStack() as stack:
-            for _ in range(2 * ROWS):
-                await stack.enter_async_context(connected(two.url()))
-            assert await refused(two.url()) == (503, "all conversations are taken; try again later")
+        async with some(two, 2 * ROWS):
+            for _ in range(4):  # whichever it comes to
+                said = 503, "all conversations are taken; try again later"
+                assert await refused(two.url()) == said
 
     run(test())
 

@@ -65,7 +65,7 @@ def prepare(work: Work, replicas: int | None) -> Server:
     if torch.device(work.files.device).index is not None:
         raise ValueError(f"--device must name no number with --ray, got {work.files.device}")
     options.store()
-    for each in bound(options.host, options.port):
+    for each in bound(options.host, options.port):  # not shared: nobody else listens there
         each.close()
     with contextlib.ExitStack() as undo:
         undo.callback(ray.shutdown)
