@@ -202,6 +202,26 @@ def test_who_comes_back_takes_over_from_another_replica(two: Two, pcm: Any) -> N
     run(test())
 
 
+def test_a_registry_that_is_restarted_is_told_what_there_is(two: Two, pcm: Any) -> None:
+    async def test() -> None:
+        await until(lambda: two.whole() and not two.owners(), 30)
+        async with connected(two.url()) as client:
+            (registry,) = descendants(os.getpid(), "Registry")
+            before = two.owners()
+            os.kill(registry, signal.SIGKILL)
+
+            def told() -> bool:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    return two.owners() == before
+                return False
+
+            await until(told, 30)
+            await client.say(pcm)
+            await client.hear(LENGTH - 1)
+
+    run(test())
+
+
 def test_who_comes_when_all_are_full_is_refused_and_so_is_who_has_no_token(two: Two) -> None:
     async def test() -> None:
         assert await refused(two.url(token="wrong")) == (401, "a token is needed")

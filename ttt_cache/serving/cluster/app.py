@@ -36,7 +36,7 @@ def gpus(work: Work) -> int:
 def application(work: Work, replicas: int) -> Application:
     """What `serve.run` takes."""
     work = replace(work, options=work.options.absolute(), files=work.files.absolute())
-    deployment = serve.deployment(Replica).options(
+    deployment = serve.deployment(Replica).options(  # type: ignore[attr-defined]
         name="replicas",
         num_replicas=replicas,
         ray_actor_options={"num_gpus": gpus(work), "num_cpus": 1},
