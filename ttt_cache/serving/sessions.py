@@ -86,22 +86,21 @@ class Sessions:
             ValueError: its file is damaged, and stays where it was.
         """
         before = self.path(name)
-        _, taken = _parts(before)
-        path = self._path(key(name), taken + 1)
+        hashed, taken = _parts(before)
+        if not (there := self._taken(hashed)):
+            raise UnknownError("no such session")
+        path = self._path(hashed, taken + 1)
         try:
             os.link(before, path)  # fails where the path is there: one server alone gets it
-        except FileNotFoundError:
-            raise UnknownError("no such session") from None
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):
             raise TakenError("another server takes the session up") from None
         try:
             session = read_session(path)
         except BaseException:
             path.unlink()
             raise
-        for older in self._taken(key(name)):
-            if older <= taken:
-                self._path(key(name), older).unlink(missing_ok=True)
+        for older in there:
+            self._path(hashed, older).unlink(missing_ok=True)
         return path, session
 
     def write(self, path: Path, session: Session) -> int:
