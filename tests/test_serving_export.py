@@ -11,7 +11,7 @@ from ttt_cache.serving.metrics import Metrics
 
 pytest.importorskip("ray")
 
-from ttt_cache.serving.cluster import export as module  # noqa: E402
+from ttt_cache.serving.cluster import export as module
 
 
 class Kind:
