@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aiohttp import web
-
 from ..launch import Install, say
+from .accept import Door
 from .clock import Clock, model_thread
 from .engine import Engine
 from .host import Host
@@ -73,15 +72,13 @@ class Server:
         options = self.options
         host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every)
         application = Web(host, options.limits, options.token).application()
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=5)
-        await runner.setup()
+        door = Door(application, self.sockets, self.engine.rows, self.context)
         signalled = asyncio.ensure_future(_signalled())
         tasks = [asyncio.ensure_future(clock.run()), signalled]
         if self.sessions is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:
-            for listener in self.sockets:
-                await web.SockSite(runner, listener, ssl_context=self.context).start()
+            await door.open()
             scheme = "https" if self.context else "http"
             say(f"{self.engine.rows} conversations at {scheme}://{options.host}:{options.port}")
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -96,7 +93,7 @@ class Server:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await runner.cleanup()
+            await door.close()
 
 
 def prepare(options: Options, files: Files, install: Install) -> Server:
