@@ -20,6 +20,7 @@ NEW = "new"  # ?session=new: begin one, and say its name
 MOST_BYTES = 64 * 1024  # in a message; a frame of Opus is 300 bytes
 MOST_PASSED = 1000  # messages that bring no frame, from one client between two frames
 CLOSE_S = 3.0  # for a client to answer that it has been closed
+Ended = tuple[int, str | None]  # a close code, and why; `None`: it is closed already
 
 
 class Peer(Protocol):
@@ -112,14 +113,15 @@ class Talk:
             for task in (*tasks, ending):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await peer.close(code, reason)
-        except (TimeoutError, ConnectionError):
-            peer.abort()  # whoever does not read would keep the socket open
+        if reason is not None:
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await peer.close(code, reason)
+            except (TimeoutError, ConnectionError):
+                peer.abort()  # whoever does not read would keep the socket open
         return code
 
-    async def _speak(self, peer: Peer) -> tuple[int, str]:
+    async def _speak(self, peer: Peer) -> Ended:
         """Send answers until the client does not take them."""
         messages = [HANDSHAKE]
         if self._asked is not None:
@@ -134,10 +136,10 @@ class Talk:
         except TimeoutError:
             return VIOLATION, "the client does not read what it is sent"
         except ConnectionError:
-            return ABNORMAL, "the connection is gone"
+            return ABNORMAL, None
 
-    async def _hear(self, peer: Peer) -> tuple[int, str]:
-        """Take in messages until there are no more; returns a close code and why."""
+    async def _hear(self, peer: Peer) -> Ended:
+        """Take in messages until there are no more."""
         loop = asyncio.get_running_loop()
         deadline, passed = loop.time() + self._limits.idle, 0
         while True:
@@ -147,9 +149,9 @@ class Talk:
             except TimeoutError:
                 return VIOLATION, "no sound came for too long"
             except ConnectionError:
-                return ABNORMAL, "the connection is gone"
+                return ABNORMAL, None
             if isinstance(message, int):
-                return message, ""
+                return message, None
             try:
                 # As in Moshi's server, what is of another kind is passed over.
                 sound = message[1:] if message[:1] == AUDIO else b""
