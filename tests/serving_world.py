@@ -10,7 +10,6 @@ import asyncio
 import gc
 import json
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -49,6 +48,7 @@ class Guest:
         self.refused: int | None = None
         self.conversation: Conversation | None = None
         self.connected_after = 0.0
+        self.task: asyncio.Task[None]
         self.writer = sphn.OpusStreamWriter(RATE)
 
     @property
@@ -88,7 +88,8 @@ class World:
     """The server and its guests. Numbers that name a guest or a session wrap around."""
 
     def __init__(self) -> None:
-        self.loop, self.guests, self.number = Turns(), [], 0
+        self.loop, self.number = Turns(), 0
+        self.guests: list[Guest] = []
         asyncio.set_event_loop(self.loop)
         clock = SimpleNamespace(monotonic=self.loop.time)
         self._patches = [patch.object(each, "time", clock) for each in (conversation, saving)]
@@ -125,7 +126,7 @@ class World:
         guest = Guest(asked, codec)
         guest.connected_after = after
         self.guests.append(guest)
-        guest.task = self.loop.create_task(self._converse(guest))  # type: ignore[attr-defined]
+        guest.task = self.loop.create_task(self._converse(guest))
 
     async def _converse(self, guest: Guest) -> None:
         async def connected(conversation: Conversation) -> FakePeer:
@@ -146,7 +147,7 @@ class World:
             assert guest.conversation is None
             guest.refused = refused.status
 
-    def say(self, guest: Any, frames: int, cut: int = 0) -> None:
+    def say(self, guest: Guest, frames: int, cut: int = 0) -> None:
         """Whole frames in one message, or in two, cut somewhere."""
         if guest.codec == "opus":
             silence = np.zeros(FRAME, np.float32)
@@ -165,10 +166,6 @@ class World:
         if message[:1] == b"\x01" and len(guest.stream) % 2 == 0:
             guest.stream += message[1:]
         guest.peer.put(message)
-
-    def fail(self) -> None:
-        """The model breaks down."""
-        self.engine.fails = True
 
     def stop(self) -> None:
         self.stopping = self.loop.create_task(self.host.stop())

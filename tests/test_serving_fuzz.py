@@ -4,15 +4,19 @@ must be true all the while. `benchmarks/fuzz_serving.py` searches the same groun
 
 from __future__ import annotations
 
-from typing import Any
-
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from serving_world import World
+from serving_world import Guest, World
+
+from ttt_cache.serving.talk import MOST_PASSED
 
 which = st.integers(0, 20)  # of the guests, of the sessions
-codecs = st.sampled_from(["pcm", "pcm", "opus"])
+kinds = st.sampled_from(["none", "new", "new", "known", "known", "known", "foreign", "other"])
+codecs = st.sampled_from(["pcm", "pcm", "pcm", "opus"])
+frames = st.integers(1, 8) | st.just(60)
+leaving = st.sampled_from([1000, 1001, 1005, 1006, 1009, 4000, "vanishes", "is cancelled"])
+some = precondition(lambda self: self.world.guests)
 
 
 class Clients(RuleBasedStateMachine):
@@ -20,80 +24,75 @@ class Clients(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
 
-    def guest(self, number: int) -> Any:
+    def guest(self, number: int) -> Guest:
         return self.world.guests[number % len(self.world.guests)]
 
-    @rule(
-        kind=st.sampled_from(["none", "new", "new", "known", "known", "known", "foreign", "other"]),
-        codec=codecs,
-        session=which,
-        after=st.sampled_from([0.0, 0.0, 0.01, 1.0]),
-    )
-    def connect(self, kind: str, codec: str, session: int, after: float) -> None:
+    @rule(kind=kinds, codec=codecs, session=which, after=st.sampled_from([0.0, 0.01, 1.0]))
+    def comes(self, kind: str, codec: str, session: int, after: float) -> None:
         self.world.connect(kind, codec, session, after)
 
-    @precondition(lambda self: self.world.guests)
-    @rule(number=which, frames=st.integers(1, 8) | st.just(60), cut=st.integers(0, 5000))
-    def say(self, number: int, frames: int, cut: int) -> None:
+    @rule(kind=kinds, codec=codecs, session=which, frames=frames)
+    def comes_and_talks(self, kind: str, codec: str, session: int, frames: int) -> None:
+        self.world.connect(kind, codec, session)
+        self.world.say(self.world.guests[-1], frames)
+        self.world.loop.pass_time(0.1)
+
+    @some
+    @rule(number=which, frames=frames, cut=st.integers(0, 5000))
+    def talks(self, number: int, frames: int, cut: int) -> None:
         self.world.say(self.guest(number), frames, cut)
 
-    @precondition(lambda self: self.world.guests)
-    @rule(number=which, message=st.binary(max_size=40), sound=st.booleans(), times=st.just(1) | st.just(1100))
-    def send_anything(self, number: int, message: bytes, sound: bool, times: int) -> None:
-        for _ in range(times):
+    @some
+    @rule(number=which, message=st.binary(max_size=40), sound=st.booleans(), many=st.booleans())
+    def sends_anything(self, number: int, message: bytes, sound: bool, many: bool) -> None:
+        for _ in range(MOST_PASSED + 100 if many else 1):
             self.world.send(self.guest(number), b"\x01" * sound + message)
 
-    @precondition(lambda self: self.world.guests)
-    @rule(number=which)
-    def stop_reading(self, number: int) -> None:
-        self.guest(number).peer.reads.clear()
+    @some
+    @rule(number=which, reads=st.booleans())
+    def reads(self, number: int, reads: bool) -> None:
+        event = self.guest(number).peer.reads
+        event.set() if reads else event.clear()
 
-    @precondition(lambda self: self.world.guests)
-    @rule(number=which)
-    def read_again(self, number: int) -> None:
-        self.guest(number).peer.reads.set()
-
-    @precondition(lambda self: self.world.guests)
-    @rule(number=which, code=st.sampled_from([1000, 1001, 1005, 1006, 1009, 4000]))
-    def close(self, number: int, code: int) -> None:
-        self.guest(number).peer.put(code)
-
-    @precondition(lambda self: self.world.guests)
-    @rule(number=which)
-    def vanish(self, number: int) -> None:
-        self.guest(number).peer.vanish()
-
-    @precondition(lambda self: self.world.guests)
-    @rule(number=which)
-    def cancel(self, number: int) -> None:
-        self.guest(number).task.cancel()
+    @some
+    @rule(number=which, how=leaving)
+    def leaves(self, number: int, how: int | str) -> None:
+        guest = self.guest(number)
+        if isinstance(how, int):
+            guest.peer.put(how)
+        elif how == "vanishes":
+            guest.peer.vanish()
+        else:
+            guest.task.cancel()
 
     @rule(turns=st.integers(0, 4))
-    def turn(self, turns: int) -> None:
+    def turns(self, turns: int) -> None:
         self.world.loop.turn(turns)
 
     @rule(seconds=st.sampled_from([0.001, 0.01, 0.02, 0.1, 1.0, 4.0, 7.0]))
-    def pass_time(self, seconds: float) -> None:
+    def time_passes(self, seconds: float) -> None:
         self.world.loop.pass_time(seconds)
 
-    @rule(model=st.sampled_from([0.0, 0.02, 0.5]), disk=st.sampled_from([0.0, 0.01, 2.0]))
-    def slow_down(self, model: float, disk: float) -> None:
+    @rule(
+        model=st.sampled_from([0.02, 0.0, 0.5]),
+        disk=st.sampled_from([0.01, 0.0, 2.0]),
+        full=st.booleans(),
+        broken=st.booleans(),
+    )
+    def is_in_trouble(self, model: float, disk: float, full: bool, broken: bool) -> None:
         self.world.model.seconds, self.world.store.seconds = model, disk
-
-    @rule(full=st.booleans(), broken=st.booleans())
-    def disk(self, full: bool, broken: bool) -> None:
         self.world.disk.full, self.world.disk.broken = full, broken
 
     @rule()
-    def settle(self) -> None:
+    def settles(self) -> None:
         self.world.settle()
 
-    @rule(chance=st.integers(0, 9))
-    def end_of_the_server(self, chance: int) -> None:
-        if chance == 0:
-            self.world.fail()
-        elif chance == 1:
+    @rule(how=st.sampled_from(["stops", "fails", *[""] * 4]))
+    def ends(self, how: str) -> None:
+        if how == "stops":
             self.world.stop()
+        elif how == "fails":
+            self.world.engine.fails = True
 
     @invariant()
     def holds(self) -> None:
@@ -104,4 +103,4 @@ class Clients(RuleBasedStateMachine):
 
 
 TestClients = Clients.TestCase
-TestClients.settings = settings(max_examples=60, stateful_step_count=40)
+TestClients.settings = settings(max_examples=80, stateful_step_count=40)
