@@ -1,5 +1,7 @@
-"""Clients that do anything, at any moment, to the protocol's handler: `serving_world` says what
-must be true all the while. `benchmarks/fuzz_serving.py` searches the same ground guided by coverage.
+"""Clients that do anything, at any moment, to the protocol's handler.
+
+`serving_world` says what must be true all the while; `benchmarks/fuzz_serving.py` searches the same
+ground guided by coverage.
 """
 
 from __future__ import annotations

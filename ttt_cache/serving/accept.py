@@ -15,9 +15,11 @@ import socket
 import ssl
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 PACE_S = 0.005  # between two new connections at one address; a refusal costs 1 ms
 REQUEST_S = 10.0  # for a request to be whole, with the handshake of TLS
+ANSWER_S = 30.0  # from then until it is answered, and that is read, or talks
 REQUEST_BYTES = 16 * 1024
 MARGIN = 256  # connections beyond those that talk
 WAITING = 128  # in the kernel's queue
@@ -46,13 +48,16 @@ class Door:
         rows: int,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        application.on_response_prepare.append(_only_one)
+        application.on_response_prepare.append(self._answered)  # type: ignore[arg-type]
+        faults = log.getChild("faults")
+        faults.addFilter(_ours)
         self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=5, lingering_time=0
+            application, access_log=None, logger=faults, shutdown_timeout=5, lingering_time=0
         )
         self._listeners, self._most, self._context = listeners, rows + MARGIN, context
         self._accepting: list[asyncio.Task[None]] = []
         self._strangers: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._ends: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}  # of those that ask
 
     async def open(self) -> None:
         """Listen."""
@@ -72,6 +77,8 @@ class Door:
         await asyncio.gather(*tasks, return_exceptions=True)
         for each in self._listeners:
             each.close()
+        for each in self._ends.values():
+            each.cancel()
         await self._runner.cleanup()
 
     @property
@@ -135,9 +142,23 @@ class Door:
         handler = self._runner.server()
         transport.set_protocol(handler)
         handler.connection_made(transport)
+        end = asyncio.get_running_loop().call_later(ANSWER_S, self._end, transport)
+        self._ends[transport] = end
         handler.data_received(request)
 
+    def _end(self, transport: asyncio.Transport) -> None:
+        del self._ends[transport]
+        transport.abort()
 
-async def _only_one(request: web.Request, response: web.StreamResponse) -> None:
-    """A connection that goes on asking would pass by the door."""
-    response.force_close()
+    async def _answered(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Let those stay that are to talk; whoever goes on asking would pass by the door."""
+        if not isinstance(response, web.WebSocketResponse):
+            response.force_close()
+            response.headers["Connection"] = "close"
+        elif end := self._ends.pop(request.transport, None):  # type: ignore[arg-type]
+            end.cancel()
+
+
+def _ours(record: logging.LogRecord) -> bool:
+    """Whether a fault is of interest to the operator, not what a stranger calls a request."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))

@@ -161,7 +161,9 @@ class Host:
         """Save a conversation and free its row. Nothing that it raises keeps the row."""
         self._clock.conversations.pop(conversation.row, None)
         if conversation.name not in self._coming:
-            self._seats += 1  # the model's thread does as it is asked in order: the row will be free
+            self._seats += (
+                1  # the model's thread does as it is asked in order: the row will be free
+            )
         saving = self._saving
         wanted = saving is not None and saving.wanted(conversation)
 
