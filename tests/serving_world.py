@@ -117,6 +117,11 @@ class World:
     def stop(self) -> None:
         self.stopping = self.loop.create_task(self.host.stop())
 
+    @property
+    def here(self) -> list[Guest]:
+        """Those who have not ended."""
+        return [guest for guest in self.guests if not guest.task.done()]
+
     # What must be true.
 
     def check(self) -> None:
@@ -135,13 +140,14 @@ class World:
         self.model.seconds, self.store.seconds = 0.02, 0.01
         self.loop.pass_time(SETTLED_S)
         self.check()
-        here = [guest for guest in self.guests if not guest.task.done()]
         for guest in self.guests:
             guest.check()
-        assert len(self.engine.heard) == len(here), "each has a row, and nobody else"
+        assert len(self.engine.heard) == len(self.here), "each has a row, and nobody else"
         assert self.host._seats == self.engine.free
-        for guest in here:
+        for guest in self.here:
             assert guest.conversation is not None, "nobody is kept waiting"
+            if not self.disk.full and not self.engine.fails:
+                assert guest.conversation.name not in self.disk.behind, "tried again"
             if guest.peer.reads.is_set() and guest.codec == "pcm" and not self.engine.fails:
                 got = [each for each in guest.peer.got if each[:1] in (b"\x01", b"\x02")]
                 assert len(got) == len(guest.answers()), "all is answered"
@@ -149,7 +155,6 @@ class World:
     def end(self) -> None:
         """Stop the server: nothing is left behind, and everything is saved."""
         try:
-            self.settle()
             self.stop()
             self.loop.pass_time(OVER_S)
             assert self.stopping.done() and all(guest.task.done() for guest in self.guests)

@@ -53,7 +53,11 @@ async def told(port: int, request: bytes, context: ssl.SSLContext | None = None)
     return b""
 
 
-def test_a_connection_asks_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_asks_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accept, "ANSWER_S", 1000)
+
     async def test() -> None:
         async with door() as (made, port):
             answer = await told(port, ASK)
