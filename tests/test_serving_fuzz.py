@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from serving_world import Guest, World
 
 from ttt_cache.serving.talk import MOST_PASSED
 
 which = st.integers(0, 20)  # of the guests, of the sessions
-kinds = st.sampled_from(["none", "new", "new", "known", "known", "known", "foreign", "other"])
+kinds = st.sampled_from(["none", *["new"] * 3, *["known"] * 4, "foreign", "other"])
 codecs = st.sampled_from(["pcm", "pcm", "pcm", "opus"])
 frames = st.integers(1, 8) | st.just(60)
 codes = st.sampled_from([1000, 1001, 1005, 1006, 1009, 4000])
-leaving = codes | st.just("vanishes") | st.just("is cancelled")
 some = precondition(lambda self: self.world.here)
 
 
@@ -29,6 +28,11 @@ class Clients(RuleBasedStateMachine):
 
     def guest(self, number: int) -> Guest:
         return self.world.here[number % len(self.world.here)]
+
+    @initialize(frames=frames)
+    def two_talk(self, frames: int) -> None:
+        self.comes_and_talks("new", "pcm", 0, frames)
+        self.comes_and_talks("new", "pcm", 0, 3)
 
     @rule(kind=kinds, codec=codecs, session=which, after=st.sampled_from([0.0, 0.01, 1.0]))
     def comes(self, kind: str, codec: str, session: int, after: float) -> None:
@@ -58,15 +62,19 @@ class Clients(RuleBasedStateMachine):
         event.set() if reads else event.clear()
 
     @some
-    @rule(number=which, how=leaving)
-    def leaves(self, number: int, how: int | str) -> None:
-        guest = self.guest(number)
-        if isinstance(how, int):
-            guest.peer.put(how)
-        elif how == "vanishes":
-            guest.peer.vanish()
-        else:
-            guest.task.cancel()
+    @rule(number=which, code=codes)
+    def closes(self, number: int, code: int) -> None:
+        self.guest(number).peer.put(code)
+
+    @some
+    @rule(number=which)
+    def vanishes(self, number: int) -> None:
+        self.guest(number).peer.vanish()
+
+    @some
+    @rule(number=which)
+    def is_cancelled(self, number: int) -> None:
+        self.guest(number).task.cancel()
 
     @rule(turns=st.integers(0, 4))
     def turns(self, turns: int) -> None:
@@ -90,11 +98,11 @@ class Clients(RuleBasedStateMachine):
     def settles(self) -> None:
         self.world.settle()
 
-    @rule(how=st.sampled_from(["stops", "fails", *[""] * 4]))
-    def ends(self, how: str) -> None:
-        if how == "stops":
+    @rule(chance=st.integers(0, 19))
+    def ends(self, chance: int) -> None:
+        if chance == 18:
             self.world.stop()
-        elif how == "fails":
+        elif chance == 19:
             self.world.engine.fails = True
 
     @invariant()
@@ -106,4 +114,4 @@ class Clients(RuleBasedStateMachine):
 
 
 TestClients = Clients.TestCase
-TestClients.settings = settings(max_examples=80, stateful_step_count=40)
+TestClients.settings = settings(max_examples=150, stateful_step_count=40)
