@@ -28,7 +28,7 @@ from ttt_cache.serving.talk import Limits, converse
 ROWS = 3
 LIMITS = Limits(idle=6.0, write=3.0)
 SETTLED_S = 5.0  # all that was said is answered, and who does not read is gone
-OVER_S = 60.0
+ALONE_S = 20.0  # whoever neither talks nor reads is gone
 
 
 class World:
@@ -86,10 +86,12 @@ class World:
                 raise ConnectionResetError
             return guest.peer
 
+        takes_over = guest.asked in self.host._here
         try:
             await converse(self.host, LIMITS, guest.asked, guest.codec, connected)
         except RefusedError as refused:
             assert guest.conversation is None
+            assert not (takes_over and refused.status == 404), "what is there is not unknown"
             guest.refused = refused.status
 
     def say(self, guest: Guest, frames: int, cut: int = 0) -> None:
@@ -150,11 +152,19 @@ class World:
                 got = [each for each in guest.peer.got if each[:1] in (b"\x01", b"\x02")]
                 assert len(got) == len(guest.answers()), "all is answered"
 
+    def fall_silent(self) -> None:
+        """Nobody says anything any more."""
+        self.settle()
+        self.loop.pass_time(ALONE_S)
+        self.check()
+        assert not self.here
+
     def end(self) -> None:
         """Stop the server: nothing is left behind, and everything is saved."""
         try:
+            self.model.seconds, self.store.seconds = 0.02, 0.01
             self.stop()
-            self.loop.pass_time(OVER_S)
+            self.loop.pass_time(SETTLED_S)
             assert self.stopping.done() and all(guest.task.done() for guest in self.guests)
             assert self.engine.free == self.host._seats == ROWS
             assert not self.host._here and not self.host._coming and not self.host._leaving

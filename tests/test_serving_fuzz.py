@@ -6,12 +6,56 @@ ground guided by coverage.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from serving_world import Guest, World
+from serving_world import ROWS, Guest, World
 
+from ttt_cache.serving.errors import TAKEN_OVER
 from ttt_cache.serving.talk import MOST_PASSED
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    for _ in range(ROWS):
+        made.connect("new", "pcm")
+        made.loop.pass_time(0.1)
+    yield made
+    made.end()
+
+
+def test_who_takes_over_gets_the_row_where_others_wait_for_one(world: World) -> None:
+    for kind in ("none", "known", "none", "new"):  # the first conversation is taken over
+        world.connect(kind, "pcm")
+    world.loop.pass_time(0.1)
+    assert [guest.refused for guest in world.guests[ROWS:]] == [503, None, 503, 503]
+    first, taker = world.guests[0], world.guests[ROWS + 1]
+    assert first.peer.code == TAKEN_OVER and first.conversation is not None
+    assert taker.conversation is not None, "though no frame of it was ever saved"
+    assert taker.conversation.name == first.conversation.name
+
+
+def test_the_server_s_end_counts_before_the_client_s(world: World) -> None:
+    world.connect("known", "pcm")
+    world.loop.turn()
+    world.guests[0].peer.put(b"\x01odd")
+    world.loop.pass_time(0.1)
+    assert world.guests[0].peer.code == TAKEN_OVER
+
+
+def test_what_could_not_be_saved_is_tried_again(world: World) -> None:
+    world.disk.full = True
+    world.say(world.guests[0], 3)
+    world.loop.pass_time(3)
+    assert world.disk.behind
+    world.disk.full = False
+    world.loop.pass_time(2.5)
+    assert not world.disk.behind
+
 
 which = st.integers(0, 20)  # of the guests, of the sessions
 kinds = st.sampled_from(["none", *["new"] * 3, *["known"] * 4, "foreign", "other"])
@@ -97,6 +141,10 @@ class Clients(RuleBasedStateMachine):
     @rule()
     def settles(self) -> None:
         self.world.settle()
+
+    @rule()
+    def falls_silent(self) -> None:
+        self.world.fall_silent()
 
     @rule(chance=st.integers(0, 19))
     def ends(self, chance: int) -> None:
