@@ -39,12 +39,24 @@ def test_who_takes_over_gets_the_row_where_others_wait_for_one(world: World) -> 
     assert taker.conversation.name == first.conversation.name
 
 
-def test_the_server_s_end_counts_before_the_client_s(world: World) -> None:
-    world.connect("known", "pcm")
-    world.loop.turn()
-    world.guests[0].peer.put(b"\x01odd")
+def test_the_servers_end_counts_before_the_clients(world: World) -> None:
+    guest = world.guests[0]
+    assert guest.conversation is not None
+    guest.conversation.end(TAKEN_OVER, "elsewhere")
+    guest.peer.put(b"\x01odd")
     world.loop.pass_time(0.1)
-    assert world.guests[0].peer.code == TAKEN_OVER
+    assert guest.peer.code == TAKEN_OVER
+
+
+def test_who_was_on_the_way_in_when_the_server_stopped_is_turned_away(world: World) -> None:
+    for guest in world.guests:
+        guest.peer.vanish()
+    world.settle()
+    world.connect("new", "pcm")
+    world.loop.turn(2)
+    world.stop()
+    world.loop.pass_time(1)
+    assert world.guests[-1].refused == 503
 
 
 def test_what_could_not_be_saved_is_tried_again(world: World) -> None:

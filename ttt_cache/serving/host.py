@@ -77,9 +77,8 @@ class Host:
         self._refuse_if_stopping()
         if codec not in CODECS:
             raise RefusedError(400, "codec", f"codec must be one of {', '.join(CODECS)}")
-        admission = asyncio.ensure_future(
-            self._begin(codec) if name is None else self._go_on(name, codec)
-        )
+        coming = self._begin(codec) if name is None else self._go_on(name, codec)
+        admission = asyncio.ensure_future(coming)
         try:
             return await asyncio.shield(admission)
         except asyncio.CancelledError:  # the row comes all the same, and must not be lost
@@ -136,9 +135,6 @@ class Host:
         except ValueError as error:
             log.error("a session was refused: %s", error)
             raise RefusedError(409, "foreign", "the session is not of this model") from None
-        except OSError as error:
-            log.error("a session could not be read: %s", error)
-            raise RefusedError(503, "disk", "the session cannot be read; try again later") from None
 
     async def _seated(self, name: str, codec: str, coming: Awaitable[int]) -> Conversation:
         """Put a client that has a seat into its row."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from .conversation import Conversation
+from .errors import RefusedError
 from .metrics import Metrics
 from .sessions import Sessions
 
@@ -42,8 +43,16 @@ class Saving:
         return wanted
 
     async def read(self, name: str) -> tuple[Path, Session]:
-        """As `Sessions.read`."""
-        return await self._on_disk(self._sessions.read, name)
+        """As `Sessions.read`.
+
+        Raises:
+            RefusedError: the disk does not give it.
+        """
+        try:
+            return await self._on_disk(self._sessions.read, name)
+        except OSError as error:
+            log.error("a session could not be read: %s", error)
+            raise RefusedError(503, "disk", "the session cannot be read; try again later") from None
 
     async def write(self, conversation: Conversation, session: Session) -> None:
         """A disk that is full is the operator's trouble, not the client's."""
