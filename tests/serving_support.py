@@ -19,16 +19,17 @@ import aiohttp
 import numpy as np
 import sphn
 import torch
-from aiohttp import web
 from launch_files import FRAME, RATE, Checkpoint, write_config
 from launch_support import SMALL
 from moshi.models.lm import LMGen
 from moshi.models.loaders import CheckpointInfo
 
 from ttt_cache.launch import from_settings, handed_out
+from ttt_cache.serving.accept import Door
 from ttt_cache.serving.clock import Clock
 from ttt_cache.serving.engine import Engine
 from ttt_cache.serving.host import Host
+from ttt_cache.serving.listen import bound
 from ttt_cache.serving.metrics import Metrics
 from ttt_cache.serving.sessions import Sessions
 from ttt_cache.serving.talk import Limits
@@ -141,6 +142,7 @@ class Served:
     host: Host
     clock: Clock
     engine: Engine
+    door: Door
 
     def url(self, path: str = "/api/chat") -> str:
         return f"http://localhost:{self.port}{path}"
@@ -162,22 +164,21 @@ async def served(
         clock = Clock(engine, metrics, thread)
         store = None if sessions is None else Sessions(sessions, 3600)
         host = Host(engine, clock, metrics, models.piece, store, save_every)
-        runner = web.AppRunner(Web(host, Limits(**limits), token).application())
-        await runner.setup()
-        site = web.TCPSite(runner, "localhost", 0)
-        await site.start()
-        port = runner.addresses[0][1]
+        listeners = bound("127.0.0.1", 0)
+        port = listeners[0].getsockname()[1]
+        door = Door(Web(host, Limits(**limits), token).application(), listeners, rows)
+        await door.open()
         tasks = [asyncio.ensure_future(clock.run())]
         if store is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:
-            yield Served(port, host, clock, engine)
+            yield Served(port, host, clock, engine, door)
         finally:
             await host.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await runner.cleanup()
+            await door.close()
 
 
 class Client:

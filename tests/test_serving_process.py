@@ -22,14 +22,16 @@ from serving_support import Client, connected, greedy, voices
 from typer.testing import CliRunner
 
 from ttt_cache.cli import main
+from ttt_cache.serving.sessions import Sessions
 from ttt_cache.session_file import read_session
 
-EVERY, LENGTH = 0.5, 24
+ROWS, EVERY = 3, 5  # seconds
+LENGTH = 90  # frames: more than 7 seconds
 
 
 def arguments(checkpoint: Checkpoint, port: int, *more: object, config: str = "") -> list[str]:
     flags = checkpoint.flags(config or greedy(checkpoint), flag="--config-path")
-    return [str(word) for word in ("serve", "--port", port, "--rows", 2, *SMALL, *flags, *more)]
+    return [str(word) for word in ("serve", "--port", port, "--rows", ROWS, *SMALL, *flags, *more)]
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def running(words: list[str], cwd: Path) -> Iterator[subprocess.Popen]:
         said: list[str] = []
         for line in process.stdout or ():
             said.append(line)
-            if "2 conversations at http" in line:
+            if f"{ROWS} conversations at http" in line:
                 break
         else:
             raise AssertionError("".join(said))
@@ -64,38 +66,50 @@ async def at_pace(client: Client, pcm: np.ndarray) -> None:
         await client.hear(number - 1)
 
 
-async def talk_until(process: subprocess.Popen, how: signal.Signals, url: str, pcm: np.ndarray):
-    """Talk, then end the server; returns the name of the session and the code it closed with."""
-    async with connected(url) as client:
-        await at_pace(client, pcm)
+async def talk_until(
+    process: subprocess.Popen, how: signal.Signals, urls: list[str], sounds: list[np.ndarray]
+) -> list[tuple[str, int, int | None]]:
+    """Several talk at once until the server is ended so.
+
+    Returns: of each its session's name, the frames that the model has had for certain, and the code
+    that it was closed with.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(url)) for url in urls]
+        await asyncio.gather(*map(at_pace, clients, sounds))
         process.send_signal(how)
-        with contextlib.suppress(TypeError, aiohttp.ClientError):
-            await client.hear_for(30)
-        return client.session, client.socket.close_code
+        for client in clients:
+            with contextlib.suppress(TypeError, aiohttp.ClientError):
+                await client.hear_for(30)
+        return [(each.session, round(each.frames), each.socket.close_code) for each in clients]
 
 
-def frames_in_session(folder: Path) -> int:
-    (file,) = folder.glob("*.safetensors")
-    return int(read_session(file)[0]["rows.gen.offsets"])
+def frames_in_session(folder: Path, name: str) -> int:
+    return int(read_session(Sessions(folder, 1).path(name))[0]["rows.gen.offsets"])
 
 
 def test_killed_and_stopped_servers_go_on(small_moshi: Checkpoint, tmp_path: Path) -> None:
     """After kill -9 from what was saved at most an interval before; after SIGTERM, from its end."""
-    port, (pcm,) = free_port(), voices(small_moshi.speech, 1, LENGTH)
+    port, sounds = free_port(), voices(small_moshi.speech, ROWS, LENGTH)
     folder = tmp_path / "sessions"
     words = arguments(small_moshi, port, "--sessions", folder, "--save-every", EVERY)
     url = f"http://localhost:{port}/api/chat?session="
     with running(words, tmp_path) as process:
-        name, _ = asyncio.run(talk_until(process, signal.SIGKILL, url + "new", pcm))
-    kept = frames_in_session(folder)
-    assert LENGTH - EVERY / 0.08 - 3 <= kept <= LENGTH
+        new = [url + "new"] * ROWS
+        before = asyncio.run(talk_until(process, signal.SIGKILL, new, sounds))
+    names = [name for name, _, _ in before]
+    kept = [frames_in_session(folder, name) for name in names]
+    for (_, had, _), saved in zip(before, kept, strict=True):
+        assert LENGTH - 2 - EVERY / 0.08 <= had - EVERY / 0.08 <= saved <= LENGTH
+    short = [sound[: 6 * FRAME] for sound in sounds]
     with running(words, tmp_path) as process:
-        again = asyncio.run(talk_until(process, signal.SIGTERM, url + name, pcm[: 6 * FRAME]))
+        known = [url + name for name in names]
+        after = asyncio.run(talk_until(process, signal.SIGTERM, known, short))
         stdout, _ = process.communicate(timeout=30)
-    assert again == (name, 1001)
-    assert process.returncode == 0 and "stopping; conversations that end: 1" in stdout
+    assert [(name, code) for name, _, code in after] == [(name, 1001) for name in names]
+    assert process.returncode == 0 and f"stopping; conversations that end: {ROWS}" in stdout
     assert "Traceback" not in stdout
-    assert frames_in_session(folder) == kept + 6
+    assert [frames_in_session(folder, name) for name in names] == [each + 6 for each in kept]
 
 
 def call(*words: object) -> Any:
@@ -153,17 +167,22 @@ def test_models_that_cannot_be_batched(add: Any, said: str, small_moshi: Checkpo
     assert result.exit_code == 2 and said in result.stderr, result.output
 
 
-def test_tls(small_moshi: Checkpoint, tmp_path: Path) -> None:
+def certificate(folder: Path) -> None:
+    """Write cert.pem and key.pem."""
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
             *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
             *("-keyout", "key.pem", "-out", "cert.pem"),
         ],
-        cwd=tmp_path,
+        cwd=folder,
         check=True,
         capture_output=True,
     )
+
+
+def test_tls(small_moshi: Checkpoint, tmp_path: Path) -> None:
+    certificate(tmp_path)
     port, (pcm,) = free_port(), voices(small_moshi.speech, 1, 6)
     with running(arguments(small_moshi, port, "--ssl", tmp_path), tmp_path) as process:
 

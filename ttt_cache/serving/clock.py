@@ -39,9 +39,9 @@ class Clock:
         self._awake.set()
 
     async def call(self, work: Callable[..., T], *args: object) -> T:
-        """Do something with the model, between two steps.
+        """Do something with the model, between two steps, after what was asked before.
 
-        It is done even if the caller is cancelled meanwhile.
+        If the caller is cancelled meanwhile, it may be done or not.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 

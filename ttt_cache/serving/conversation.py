@@ -62,19 +62,22 @@ class Conversation:
         if not self.ending.done():
             self.ending.set_result((code, reason))
 
-    async def hear(self, payload: bytes) -> None:
-        """Take in sound; returns when there was room for all of it.
+    async def hear(self, payload: bytes) -> int:
+        """Take in sound, as soon as there is room for all of it; returns how many frames it was.
 
         Raises:
             MalformedError: it cannot be decoded.
         """
+        frames = 0
         for frame in self._codec.decode(payload):
             while len(self._inbox) >= INBOX:
                 self._room.clear()
                 await self._room.wait()
             self._inbox.append((frame, time.monotonic()))
             self._wake()
+            frames += 1
             await asyncio.sleep(0)  # others, where one message holds many frames
+        return frames
 
     @property
     def ready(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 # Close codes: RFC 6455's, and one of ours where it has none.
 GOING_AWAY, ABNORMAL, INVALID, VIOLATION, FAILED = 1001, 1006, 1007, 1008, 1011
 TAKEN_OVER = 4001
+MOVED = "the conversation goes on in another connection"
 
 
 class RefusedError(Exception):

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from .clock import Clock
 from .codec import CODECS
 from .conversation import Conversation
-from .engine import Engine, FullError
-from .errors import FAILED, GOING_AWAY, TAKEN_OVER, RefusedError
+from .engine import Engine
+from .errors import ABNORMAL, FAILED, GOING_AWAY, MOVED, TAKEN_OVER, RefusedError
 from .metrics import Metrics
+from .saving import Saving
 from .sessions import Sessions, TakenError, UnknownError, key, new_name
 
 if TYPE_CHECKING:
     from .engine import Session
     from .others import Others
 
-T = TypeVar("T")
 TWICE = "the conversation is being taken up by another client"
-MOVED = "the conversation goes on in another connection"
-EXPIRE_S = 600.0  # between two looks for sessions that nobody came back to
 log = logging.getLogger(__name__)
 
 
@@ -54,10 +50,13 @@ class Host:
         self.metrics, self.stopping = metrics, False
         self._engine, self._clock, self._piece = engine, clock, piece
         self._row_bytes = engine.state_bytes() // engine.rows
-        self._sessions, self._save_every, self._others = sessions, save_every, others
-        self._disk = ThreadPoolExecutor(1, "sessions")  # one: what was written first is read first
+        self._saving = None
+        if sessions is not None:
+            self._saving = Saving(sessions, metrics, save_every, others)
+        self._seats = engine.free  # that nobody has, or is about to have
         self._here: dict[str, Conversation] = {}  # by name
         self._coming: set[str] = set()  # names of sessions that are being taken up
+        self._leaving: set[asyncio.Future[None]] = set()  # who went before they had come
 
     @property
     def conversations(self) -> int:
@@ -72,7 +71,12 @@ class Host:
     @property
     def keeps_sessions(self) -> bool:
         """Whether a conversation can be gone on with."""
-        return self._sessions is not None
+        return self._saving is not None
+
+    @property
+    def keys(self) -> list[str]:
+        """`ttt_cache.serving.sessions.key` of every conversation."""
+        return list(map(key, self._here))
 
     def described(self, conversation: Conversation) -> dict[str, str | int]:
         """What a client is told: its session's name, frames so far, bytes of its state."""
@@ -95,64 +99,55 @@ class Host:
         self._refuse_if_stopping()
         if codec not in CODECS:
             raise RefusedError(400, "codec", f"codec must be one of {', '.join(CODECS)}")
+        coming = self._begin(codec) if name is None else self._go_on(name, codec)
+        admission = asyncio.ensure_future(coming)
         try:
-            name, row, path = await (self._begin() if name is None else self._go_on(name))
-        except FullError:
-            raise RefusedError(
-                503, "full", "all conversations are taken; try again later"
-            ) from None
-        try:
-            self._refuse_if_stopping()  # meanwhile
-        except RefusedError:
-            self._engine.leave(row)
+            return await asyncio.shield(admission)
+        except asyncio.CancelledError:  # the row comes all the same, and must not be lost
+            admission.add_done_callback(self._nobody_came)
             raise
-        return self._seat(name, row, codec, path)
+
+    def _nobody_came(self, admission: asyncio.Future[Conversation]) -> None:
+        if admission.exception() is None:
+            leaving = asyncio.ensure_future(self.leave(admission.result(), ABNORMAL))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
     def _refuse_if_stopping(self) -> None:
         if self.stopping:
             raise RefusedError(503, "stopping", "the server is stopping")
 
-    async def _begin(self) -> tuple[str, int, Path | None]:
-        if not self._engine.free:  # before any work is done for it
-            raise FullError
-        name = new_name()
-        if self._others is not None:
-            await self._others.take(name)
-        path = None if self._sessions is None else self._sessions.first(name)
-        return name, await self._clock.call(self._engine.join), path
+    def _claim(self) -> None:
+        """Take a seat: a row, before the model's thread has given one."""
+        if not self._seats:
+            raise RefusedError(503, "full", "all conversations are taken; try again later")
+        self._seats -= 1
 
-    async def _go_on(self, name: str) -> tuple[str, int, Path]:
+    async def _begin(self, codec: str) -> Conversation:
+        self._claim()
+        name = new_name()
+        return await self._seated(name, codec, self._join(name))
+
+    async def _join(self, name: str) -> tuple[int, Path | None]:
+        path = None if self._saving is None else await self._saving.begin(name)
+        return await self._clock.call(self._engine.join), path
+
+    async def _go_on(self, name: str, codec: str) -> Conversation:
         """Take up a session. Whoever knows its name owns it: its connection may be a dead one."""
-        if self._sessions is None:
+        if self._saving is None:
             raise RefusedError(404, "unknown", "this server keeps no sessions")
         if name in self._coming:
             raise RefusedError(409, "twice", TWICE)
         self._coming.add(name)
         try:
+            before = self._here.get(name)
+            if before is None or not self._is_stepped(before):
+                self._claim()  # else it leaves its seat to whoever comes for it
             await self._end(name)
-            return await self._resume(self._sessions, name)
-        except UnknownError as error:
-            raise RefusedError(404, "unknown", str(error)) from None
-        except TakenError:
-            raise RefusedError(409, "twice", TWICE) from None
-        except ValueError as error:
-            log.error("a session was refused: %s", error)
-            raise RefusedError(409, "foreign", "the session is not of this model") from None
+            resuming = self._resume(self._saving, name, taken_over=before is not None)
+            return await self._seated(name, codec, resuming)
         finally:
             self._coming.discard(name)
-
-    async def _resume(self, sessions: Sessions, name: str) -> tuple[str, int, Path]:
-        if self._others is not None:
-            await self._others.take(name)
-        try:
-            if not self._engine.free:
-                raise FullError
-            path, session = await self._on_disk(sessions.take, name)
-            return name, await self._clock.call(self._engine.resume, path, session), path
-        except BaseException:
-            if self._others is not None:
-                self._others.left(name)
-            raise
 
     async def _end(self, name: str) -> None:
         """End a conversation that goes on elsewhere; returns once it is on disk."""
@@ -171,12 +166,34 @@ class Host:
         for name in [name for name in self._here if key(name) == hashed]:
             await self._end(name)
 
-    @property
-    def keys(self) -> list[str]:
-        """`ttt_cache.serving.sessions.key` of every conversation."""
-        return list(map(key, self._here))
+    async def _resume(self, saving: Saving, name: str, taken_over: bool) -> tuple[int, Path | None]:
+        try:
+            path, session = await saving.take(name)
+            return await self._clock.call(self._engine.resume, path, session), path
+        except UnknownError as error:
+            if taken_over:  # before a frame of it was saved
+                return await self._join(name)
+            raise RefusedError(404, "unknown", str(error)) from None
+        except TakenError:
+            raise RefusedError(409, "twice", TWICE) from None
+        except ValueError as error:
+            log.error("a session was refused: %s", error)
+            raise RefusedError(409, "foreign", "the session is not of this model") from None
 
-    def _seat(self, name: str, row: int, codec: str, path: Path | None) -> Conversation:
+    async def _seated(
+        self, name: str, codec: str, coming: Awaitable[tuple[int, Path | None]]
+    ) -> Conversation:
+        """Put a client that has a seat into its row."""
+        try:
+            row, path = await coming
+            if self.stopping:  # meanwhile
+                await self._clock.call(self._engine.leave, row)
+                self._refuse_if_stopping()
+        except BaseException:
+            self._seats += 1
+            if self._saving is not None:
+                self._saving.left(name)
+            raise
         sound = CODECS[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
         conversation = Conversation(name, row, sound, self._clock.wake, self._piece, path)
         self._here[name] = self._clock.conversations[row] = conversation
@@ -186,7 +203,10 @@ class Host:
     async def leave(self, conversation: Conversation, code: int) -> None:
         """Save a conversation and free its row. Nothing that it raises keeps the row."""
         self._clock.conversations.pop(conversation.row, None)
-        wanted = self._wanted(conversation)
+        if conversation.name not in self._coming:
+            self._seats += 1  # the model's thread does as asked in order: the row will be free
+        saving = self._saving
+        wanted = saving is not None and saving.wanted(conversation)
 
         def last() -> Session | None:
             try:
@@ -195,57 +215,30 @@ class Host:
                 self._engine.leave(conversation.row)
 
         try:
-            if (session := await self._clock.call(last)) is not None:
-                await self._write(conversation, session)
+            session = await self._clock.call(last)
+            if saving is not None and session is not None:
+                await saving.write(conversation, session)
         finally:
             self._here.pop(conversation.name, None)
-            if self._others is not None:
-                self._others.left(conversation.name)
+            if saving is not None:
+                saving.left(conversation.name)
             self.metrics.conversations.set(len(self._here))
             self.metrics.ended(code)
             conversation.ended.set()
 
-    def _wanted(self, conversation: Conversation) -> bool:
-        """Whether a conversation is to be saved; what is stepped from now on is not in it."""
-        wanted = self._sessions is not None and conversation.changed
-        if wanted:
-            conversation.changed, conversation.saved_at = False, time.monotonic()
-        return wanted
-
-    async def _write(self, conversation: Conversation, session: Session) -> None:
-        """A disk that is full is the operator's trouble, not the client's."""
-        if self._sessions is None or conversation.path is None:
-            return
-        try:
-            size = await self._on_disk(self._sessions.write, conversation.path, session)
-            self.metrics.saved(size)
-        except TakenError:
-            conversation.end(TAKEN_OVER, MOVED)
-        except OSError as error:
-            conversation.changed = True
-            self.metrics.saved(None)
-            log.error("a session could not be saved: %s", error)
-
     async def save(self) -> None:
-        """Save every conversation each `save_every` seconds, and delete old sessions, for ever."""
-        pause, looked = min(self._save_every / 10, 1.0), -EXPIRE_S
-        while self._sessions is not None:
-            if time.monotonic() - looked > EXPIRE_S:
-                looked = time.monotonic()
-                await self._on_disk(self._sessions.expire)
-            for each in list(self._here.values()):
-                if time.monotonic() - each.saved_at > self._save_every - 2 * pause:
-                    await self._save_one(each)
-            now = time.monotonic()
-            waiting = [now - each.saved_at for each in self._here.values() if each.changed]
-            self.metrics.unsaved.set(max(waiting, default=0))
-            await asyncio.sleep(pause)
+        """Save every conversation each `save_every` seconds, for ever."""
+        if self._saving is not None:
+            await self._saving.run(self._here.values(), self._as_it_is)
 
-    async def _save_one(self, conversation: Conversation) -> None:
-        here = self._clock.conversations.get(conversation.row) is conversation
-        if here and self._wanted(conversation):
-            taken = await self._clock.call(self._engine.session, conversation.row)
-            await self._write(conversation, taken)
+    async def _as_it_is(self, conversation: Conversation) -> Session | None:
+        if not self._is_stepped(conversation):
+            return None  # it is leaving, and saved by that
+        return await self._clock.call(self._engine.session, conversation.row)
+
+    def _is_stepped(self, conversation: Conversation) -> bool:
+        """Whether it has not begun to leave."""
+        return self._clock.conversations.get(conversation.row) is conversation
 
     async def stop(self, code: int = GOING_AWAY, reason: str = "the server is stopping") -> None:
         """Turn new clients away, end every conversation and wait until each is saved."""
@@ -258,8 +251,5 @@ class Host:
 
     async def abandon(self) -> None:
         """The model has failed: end all, and leave on disk what was saved before."""
-        self._sessions = None
+        self._saving = None
         await self.stop(FAILED, "the model has failed")
-
-    async def _on_disk(self, work: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from ..checks import device_here
 from ..launch import Install, say
+from .accept import Door
 from .clock import Clock, model_thread
 from .engine import Engine
 from .host import Host
@@ -119,15 +118,13 @@ class Server:
         host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every,
                     self.others)  # fmt: skip
         application = Web(host, options.limits, options.token).application()
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=5)
-        await runner.setup()
+        door = Door(application, self.sockets, self.engine.rows, self.context)
         ending = asyncio.ensure_future(until(host))
         tasks = [asyncio.ensure_future(clock.run()), ending]
         if self.sessions is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:
-            for listener in self.sockets:
-                await web.SockSite(runner, listener, ssl_context=self.context).start()
+            await door.open()
             scheme = "https" if self.context else "http"
             say(f"{self.engine.rows} conversations at {scheme}://{options.host}:{options.port}")
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +139,7 @@ class Server:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await runner.cleanup()
+            await door.close()
 
 
 def prepare(work: Work, others: Others | None = None) -> Server:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,15 +18,18 @@ from .host import Host
 HANDSHAKE, METADATA = b"\x00", b"\x04"
 NEW = "new"  # ?session=new: begin one, and say its name
 MOST_BYTES = 64 * 1024  # in a message; a frame of Opus is 300 bytes
-MOST_PASSED = 1000  # messages of other kinds from one client
+MOST_PASSED = 1000  # messages that bring no frame, from one client between two frames
 CLOSE_S = 3.0  # for a client to answer that it has been closed
+Ended = tuple[int, str | None]  # a close code, and why; `None`: it is closed already
 
 
 class Peer(Protocol):
     """The other end of a connection."""
 
     async def receive(self) -> bytes | int:
-        """The next message, a text as `b""`; once the connection is at its end, its close code."""
+        """The next message, a text or a ping as `b""`; once the connection is at its end, its close
+        code. Raises `ConnectionError` if the connection is gone.
+        """
         ...
 
     async def send(self, message: bytes) -> None:
@@ -54,6 +58,36 @@ class Limits:
     write: float = 10.0
 
 
+async def converse(
+    host: Host,
+    limits: Limits,
+    asked: str | None,
+    codec: str,
+    connect: Callable[[Conversation], Awaitable[Peer]],
+) -> None:
+    """One conversation, from its row to its last message.
+
+    Args:
+        asked: the session that the client asked for; `None`: none, as Moshi's own clients do.
+        codec: one of `CODECS`.
+        connect: lets the client in, once there is a row for it. Raises `ConnectionError` if it is
+            gone.
+
+    Raises:
+        RefusedError: the client is to be turned away.
+    """
+    conversation = await host.admit(None if asked == NEW else asked, codec)
+    code = ABNORMAL
+    try:
+        peer = await connect(conversation)
+        code = await Talk(host, limits, conversation, asked).run(peer)
+    except ConnectionError:
+        pass  # it went before it was connected
+    finally:
+        # Not to be cancelled with the connection: the row must be freed, and saved.
+        await asyncio.shield(host.leave(conversation, code))
+
+
 class Talk:
     """One conversation over one connection.
 
@@ -72,20 +106,22 @@ class Talk:
         ending = self._conversation.ending
         tasks = [asyncio.ensure_future(self._speak(peer)), asyncio.ensure_future(self._hear(peer))]
         try:
-            done, _ = await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
-            code, reason = done.pop().result()
+            await asyncio.wait([ending, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            # Of several at once the server's own reason counts: who is taken over must hear so.
+            code, reason = next(each for each in (ending, *tasks) if each.done()).result()
         finally:
             for task in (*tasks, ending):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await peer.close(code, reason)
-        except (TimeoutError, ConnectionError):
-            peer.abort()  # whoever does not read would keep the socket open
+        if reason is not None:
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await peer.close(code, reason)
+            except (TimeoutError, ConnectionError):
+                peer.abort()  # whoever does not read would keep the socket open
         return code
 
-    async def _speak(self, peer: Peer) -> tuple[int, str]:
+    async def _speak(self, peer: Peer) -> Ended:
         """Send answers until the client does not take them."""
         messages = [HANDSHAKE]
         if self._asked is not None:
@@ -100,10 +136,10 @@ class Talk:
         except TimeoutError:
             return VIOLATION, "the client does not read what it is sent"
         except ConnectionError:
-            return ABNORMAL, "the connection is gone"
+            return ABNORMAL, None
 
-    async def _hear(self, peer: Peer) -> tuple[int, str]:
-        """Take in messages until there are no more; returns a close code and why."""
+    async def _hear(self, peer: Peer) -> Ended:
+        """Take in messages until there are no more."""
         loop = asyncio.get_running_loop()
         deadline, passed = loop.time() + self._limits.idle, 0
         while True:
@@ -112,16 +148,19 @@ class Talk:
                     message = await peer.receive()
             except TimeoutError:
                 return VIOLATION, "no sound came for too long"
+            except ConnectionError:
+                return ABNORMAL, None
             if isinstance(message, int):
-                return message, ""
-            # As in Moshi's server, what is of another kind is passed over.
-            if message[:1] != AUDIO:
-                passed += 1
-                if passed > MOST_PASSED:
-                    return VIOLATION, "too many messages that are no sound"
-                continue
+                return message, None
             try:
-                await self._conversation.hear(message[1:])
+                # As in Moshi's server, what is of another kind is passed over.
+                sound = message[1:] if message[:1] == AUDIO else b""
+                frames = await self._conversation.hear(sound)
             except MalformedError as error:
                 return INVALID, str(error)[:100]
-            deadline = loop.time() + self._limits.idle
+            # Sound of which no frame ever comes keeps nobody connected, and costs no less.
+            passed = 0 if frames else passed + 1
+            if passed > MOST_PASSED:
+                return VIOLATION, "too many messages without sound"
+            if frames:
+                deadline = loop.time() + self._limits.idle

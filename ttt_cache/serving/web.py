@@ -6,10 +6,11 @@ import asyncio
 
 from aiohttp import WSMsgType, web
 
+from .conversation import Conversation
 from .errors import ABNORMAL, RefusedError
 from .host import Host
 from .page import add_page
-from .talk import MOST_BYTES, NEW, Limits, Talk
+from .talk import MOST_BYTES, Limits, converse
 from .token import matches, shown
 
 SESSION_HEADER = "X-Session-Id"
@@ -58,24 +59,25 @@ class Web:
         """One conversation, from its row to its last message."""
         self._check_token(request)
         asked, codec = request.query.get("session"), request.query.get("codec", "opus")
-        ws = web.WebSocketResponse(max_msg_size=MOST_BYTES, compress=False, timeout=2)
+        # Pings count as messages: whoever sends nothing else must not keep the server busy.
+        ws = web.WebSocketResponse(
+            max_msg_size=MOST_BYTES, compress=False, timeout=2, autoping=False
+        )
         if not ws.can_prepare(request):
             raise web.HTTPUpgradeRequired
-        try:
-            conversation = await self._host.admit(None if asked == NEW else asked, codec)
-        except RefusedError as refused:
-            raise self._refusal(refused.status, refused.word, str(refused)) from None
-        code = ABNORMAL
-        try:
+
+        async def connect(conversation: Conversation) -> Websocket:
+            if request.transport is None:
+                raise ConnectionResetError
             ws.headers[SESSION_HEADER] = conversation.name
             await ws.prepare(request)
-            talk = Talk(self._host, self._limits, conversation, asked)
-            code = await talk.run(Websocket(ws, request.transport))
-        except ConnectionError:
-            pass  # it went before it was connected
-        finally:
-            # Not to be cancelled with the connection: the row must be freed, and saved.
-            await asyncio.shield(self._host.leave(conversation, code))
+            request.transport.resume_reading()  # which the door has paused
+            return Websocket(ws, request.transport)
+
+        try:
+            await converse(self._host, self._limits, asked, codec, connect)
+        except RefusedError as refused:
+            raise self._refusal(refused.status, refused.word, str(refused)) from None
         return ws
 
     def _check_token(self, request: web.Request) -> None:
@@ -104,13 +106,15 @@ REFUSALS: dict[int, type[web.HTTPException]] = {
 class Websocket:
     """aiohttp's websocket as the `Peer` of a talk."""
 
-    def __init__(self, ws: web.WebSocketResponse, transport: asyncio.Transport | None) -> None:
+    def __init__(self, ws: web.WebSocketResponse, transport: asyncio.Transport) -> None:
         self._ws, self._transport = ws, transport
 
     async def receive(self) -> bytes | int:
         message = await self._ws.receive()
         if message.type in ENDED:  # by the client, or by aiohttp: the protocol was broken
             return self._ws.close_code or ABNORMAL
+        if message.type is WSMsgType.PING:
+            await self._ws.pong(message.data)
         return message.data if message.type is WSMsgType.BINARY else b""
 
     async def send(self, message: bytes) -> None:
@@ -120,5 +124,4 @@ class Websocket:
         await self._ws.close(code=code, message=reason.encode())
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
