@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from .clock import Clock
-from .codec import CODECS
+from .codec import CODECS, Codecs
 from .conversation import Conversation
 from .engine import Engine, FullError
 from .errors import FAILED, GOING_AWAY, TAKEN_OVER, RefusedError
@@ -34,6 +34,7 @@ class Host:
         piece: the text of a token.
         sessions: where they are saved; `None`: they are not.
         save_every: seconds.
+        codecs: that a client may ask for.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Host:
         piece: Callable[[int], str],
         sessions: Sessions | None = None,
         save_every: float = 30.0,
+        codecs: Codecs = CODECS,
     ) -> None:
         self.metrics, self.stopping = metrics, False
         self._engine, self._clock, self._piece = engine, clock, piece
+        self._codecs = codecs
         self._row_bytes = engine.state_bytes() // engine.rows
         self._sessions, self._save_every = sessions, save_every
         self._disk = ThreadPoolExecutor(1, "sessions")  # one: what was written first is read first
@@ -71,14 +74,14 @@ class Host:
 
         Args:
             name: of the session to go on with; `None` begins a new one.
-            codec: one of `CODECS`.
+            codec: the name of one.
 
         Raises:
             RefusedError: with the HTTP status to refuse it with.
         """
         self._refuse_if_stopping()
-        if codec not in CODECS:
-            raise RefusedError(400, "codec", f"codec must be one of {', '.join(CODECS)}")
+        if codec not in self._codecs:
+            raise RefusedError(400, "codec", f"codec must be one of {', '.join(self._codecs)}")
         try:
             name, row = await (self._begin() if name is None else self._go_on(name))
         except FullError:
@@ -125,7 +128,7 @@ class Host:
             self._coming.discard(name)
 
     def _seat(self, name: str, row: int, codec: str) -> Conversation:
-        sound = CODECS[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
+        sound = self._codecs[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
         conversation = Conversation(name, row, sound, self._clock.wake, self._piece)
         self._here[name] = self._clock.conversations[row] = conversation
         self.metrics.conversations.set(len(self._here))
@@ -134,6 +137,7 @@ class Host:
     async def leave(self, conversation: Conversation, code: int) -> None:
         """Save a conversation and free its row. Nothing that it raises keeps the row."""
         self._clock.conversations.pop(conversation.row, None)
+        conversation.close()
         wanted = self._wanted(conversation)
 
         def last() -> Session | None:

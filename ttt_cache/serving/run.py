@@ -16,11 +16,13 @@ from aiohttp import web
 
 from ..launch import Install, say
 from .clock import Clock, model_thread
+from .codec import CODECS
 from .engine import Engine
 from .host import Host
 from .listen import bound, tls
 from .load import Files, load
 from .metrics import Metrics
+from .pool import Pool, workers_for
 from .sessions import Sessions
 from .talk import Limits
 from .web import Web
@@ -56,6 +58,7 @@ class Server:
     thread: ThreadPoolExecutor
     engine: Engine
     piece: Callable[[int], str]
+    pool: Pool
     sessions: Sessions | None
     sockets: list[socket.socket]
     context: ssl.SSLContext | None
@@ -71,12 +74,17 @@ class Server:
         metrics = Metrics(self.engine.rows, self.engine.state_bytes())
         clock = Clock(self.engine, metrics, self.thread)
         options = self.options
-        host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every)
+        await self.pool.attach()
+        codecs = {**CODECS, "opus": self.pool.opus}
+        host = Host(
+            self.engine, clock, metrics, self.piece, self.sessions, options.save_every, codecs
+        )
         application = Web(host, options.limits, options.token).application()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=5)
         await runner.setup()
         signalled = asyncio.ensure_future(_signalled())
-        tasks = [asyncio.ensure_future(clock.run()), signalled]
+        tasks = [asyncio.ensure_future(each) for each in (clock.run(), self.pool.keep())]
+        tasks.append(signalled)
         if self.sessions is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:
@@ -97,14 +105,16 @@ class Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await runner.cleanup()
+            self.pool.close()
 
 
 def prepare(options: Options, files: Files, install: Install) -> Server:
     """Load the model and make all ready; what can be refused before that is.
 
     Raises:
-        OSError: files are missing.
-        ValueError: the port, the certificate, the folder of sessions or the model cannot be used.
+        OSError: files are missing, or there is no room for the processes that code Opus.
+        ValueError: the port, the certificate, the folder of sessions or the model cannot be used,
+            or those processes cannot be started.
         ttt_cache.launch.Refused: the cache does not fit the model.
     """
     token = options.token
@@ -120,6 +130,8 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
         sockets = bound(options.host, options.port)
         for each in sockets:
             undo.enter_context(each)
+        pool = Pool(workers_for(options.rows))
+        undo.callback(pool.close)
         thread = model_thread(files.device)
         undo.callback(thread.shutdown)
 
@@ -131,7 +143,7 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
 
         engine, piece = thread.submit(start).result()
         undo.pop_all()
-    return Server(options, thread, engine, piece, sessions, sockets, context)
+    return Server(options, thread, engine, piece, pool, sessions, sockets, context)
 
 
 async def _signalled() -> None:

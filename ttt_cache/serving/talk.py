@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .conversation import AUDIO, Conversation
-from .errors import ABNORMAL, INVALID, VIOLATION, MalformedError
+from .errors import ABNORMAL, FAILED, INVALID, VIOLATION, LostError, MalformedError
 from .host import Host
 
 HANDSHAKE, METADATA = b"\x00", b"\x04"
@@ -101,6 +101,8 @@ class Talk:
             return VIOLATION, "the client does not read what it is sent"
         except ConnectionError:
             return ABNORMAL, "the connection is gone"
+        except LostError as error:
+            return FAILED, str(error)
 
     async def _hear(self, peer: Peer) -> tuple[int, str]:
         """Take in messages until there are no more; returns a close code and why."""
@@ -124,4 +126,6 @@ class Talk:
                 await self._conversation.hear(message[1:])
             except MalformedError as error:
                 return INVALID, str(error)[:100]
+            except LostError as error:
+                return FAILED, str(error)
             deadline = loop.time() + self._limits.idle
