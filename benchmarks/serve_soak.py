@@ -108,7 +108,7 @@ async def measure(crowd: Crowd, server: int) -> dict[str, Any]:
     """Let them talk; what the server held meanwhile, and its own metrics at the end."""
     await _ready(crowd.url)
     whole, looks = len(crowd.clients) * (crowd.frames - DELAY), []
-    talking = asyncio.ensure_future(crowd.talk())
+    talking, began = asyncio.ensure_future(crowd.talk()), time.monotonic()
     with Progress() as progress:
         task = progress.add_task("frames", total=whole)
         while not talking.done():
@@ -116,6 +116,8 @@ async def measure(crowd: Crowd, server: int) -> dict[str, Any]:
             progress.update(task, completed=crowd.answered)
             if crowd.answered >= whole * (len(looks) + 1) / LOOKS:
                 looks.append({"answered": crowd.answered, **held(server)})
+                if len(looks) % 10 == 0:
+                    progress.console.print(f"{time.monotonic() - began:,.0f} s: {looks[-1]}")
     async with aiohttp.ClientSession() as session, session.get(f"{crowd.url}/metrics") as response:
         metrics = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines())
     return {"seconds": talking.result(), "looks": looks, "metrics": metrics}
@@ -187,7 +189,8 @@ def run(frames: int, seed: int) -> tuple[list[Line], dict[str, Any]]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
         free.close()
-        apart = np.random.default_rng(seed).integers(20, 400, rows - 1).cumsum()
+        most = min(400, frames // 2)  # or the later ones would wait for ever
+        apart = np.random.default_rng(seed).integers(20, most, rows - 1).cumsum()
         starts = [0, *apart.tolist()]
         crowd = Crowd(f"http://localhost:{port}", frames, sounds, CODECS, starts)
         context = multiprocessing.get_context("spawn")
@@ -212,6 +215,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/serve_soak.json"))
     options = parser.parse_args()
+    if options.frames < 100:
+        parser.error(f"--frames must be at least 100, got {options.frames}")
     began = time.process_time()
     lines, log = run(options.frames, options.seed)
     log["clients_cpu_s"] = time.process_time() - began

@@ -181,6 +181,9 @@ async def served(
         await site.start()
         port = runner.addresses[0][1]
         tasks = [asyncio.ensure_future(clock.run())]
+        if pool is not None:
+            await pool.attach()
+            tasks.append(asyncio.ensure_future(pool.keep()))
         if store is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:

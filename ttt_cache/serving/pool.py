@@ -23,15 +23,15 @@ from .errors import LostError
 from .opus import Opus
 
 FEW = 4  # conversations that are coded in the server itself
-EACH = 32  # that keep a worker busy for half of the time, so that a frame waits for 20 ms on average
+EACH = 32  # that keep a worker busy for half of the time: a frame waits for 20 ms on average
 START_S, END_S, PAUSE_S = 30.0, 5.0, 5.0
 log = logging.getLogger(__name__)
 
 
 def workers_for(rows: int) -> int:
-    """How many processes code for so many conversations: one core is left to the server."""
+    """How many processes code for so many conversations; one core is left to the server."""
     cores = len(os.sched_getaffinity(0))
-    return 0 if rows <= FEW else min(math.ceil(rows / EACH), cores - 1)
+    return 0 if rows <= FEW else min(math.ceil(rows / EACH), max(1, cores - 1))
 
 
 class Worker(asyncio.Protocol):
