@@ -1,22 +1,26 @@
-"""What the server of `ttt-cache serve` costs per conversation and frame, model and Opus aside.
+"""What the server of `ttt-cache serve` costs per conversation and frame, the model aside.
 
-    python benchmarks/serve_overhead.py --clients 8 --frames 90000
+    python benchmarks/serve_overhead.py --clients 8 --frames 90000                  # Opus aside too
+    python benchmarks/serve_overhead.py --clients 8 --frames 8000 --codec opus      # all in one
+    python benchmarks/serve_overhead.py --clients 8 --frames 8000 --codec opus --workers 1
 
-The model is replaced by one that answers each frame with itself, and Opus by a codec that passes
-bytes on; all else is the server's: websockets, queues, clock, thread, metrics. Clients, in a
-process of their own, send as fast as they are read and check that every frame comes back once, in
-order, to the one that sent it. Printed: processor time of the server per frame, and its memory over
-time.
+The model is replaced by one that answers each frame with itself, and Opus, unless it is asked for,
+by a codec that passes bytes on; all else is the server's: websockets, queues, clock, thread,
+metrics. Clients, in a process of their own, send as fast as they are read and check that every
+frame comes back once, in order, to the one that sent it; with Opus, that it is byte by byte what a
+coder by itself makes of it. Printed: processor time of the server per frame, that of the processes
+which code for it, and the server's memory over time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import multiprocessing
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,26 +28,30 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import sphn
 from aiohttp import web
 
 from ttt_cache.serving.clock import Clock
-from ttt_cache.serving.codec import CODECS
 from ttt_cache.serving.engine import Answer, FullError
 from ttt_cache.serving.host import Host
 from ttt_cache.serving.metrics import Metrics
+from ttt_cache.serving.opus import Opus
+from ttt_cache.serving.pool import Pool
 from ttt_cache.serving.talk import Limits
 from ttt_cache.serving.web import Web
 
-FRAME, OPUS_BYTES, AHEAD = 1920, 300, 20
+RATE, FRAME, OPUS_BYTES, AHEAD = 24_000, 1920, 300, 20
+VOICES = 4
+SPEECH = Path(__file__).parents[1] / "examples" / "speech.wav"
 
 
 class Echo:
-    """An engine that answers with what it was given."""
+    """An engine that answers with what it was given, after the time of a model's step."""
 
-    frame_size, mimi = FRAME, SimpleNamespace(sample_rate=24_000)
+    frame_size, mimi = FRAME, SimpleNamespace(sample_rate=RATE)
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self._free = rows, list(range(rows))
+    def __init__(self, rows: int, step_s: float) -> None:
+        self.rows, self._free, self._step_s = rows, list(range(rows)), step_s
 
     def state_bytes(self) -> int:
         return 0
@@ -61,6 +69,7 @@ class Echo:
         self._free.append(row)
 
     def step(self, frames: dict[int, np.ndarray]) -> dict[int, Answer]:
+        time.sleep(self._step_s)
         return {row: Answer(frame, 7) for row, frame in frames.items()}
 
 
@@ -70,13 +79,35 @@ class Bytes:
     def __init__(self, rate: int, frame_size: int) -> None:
         self._frame_size = frame_size
 
-    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
+    async def decode(self, payload: bytes) -> AsyncIterator[np.ndarray]:
         frame = np.zeros(self._frame_size, np.float32)
         frame[: OPUS_BYTES // 4] = np.frombuffer(payload, np.float32)
         yield frame
 
-    def encode(self, pcm: np.ndarray) -> bytes:
+    async def encode(self, pcm: np.ndarray) -> bytes:
         return pcm[: OPUS_BYTES // 4].tobytes()
+
+    def close(self) -> None:
+        pass
+
+
+def stub_messages(number: int, frames: int) -> Iterator[tuple[bytes, bytes]]:
+    """What a client sends, each with what it is to be answered: the same, which is its own."""
+    payload = np.zeros(OPUS_BYTES // 4, np.float32)
+    for at in range(frames):
+        payload[:2] = number, at
+        yield payload.tobytes(), payload.tobytes()
+
+
+async def opus_messages(number: int, frames: int) -> list[tuple[bytes, bytes]]:
+    """The same of a voice, answered by a coder that has nothing else to do."""
+    said = np.roll(sphn.read(str(SPEECH))[0][0], 7001 * number)
+    writer, alone, messages = sphn.OpusStreamWriter(RATE), Opus(RATE, FRAME), []
+    for sound in np.resize(said, (frames, FRAME)):
+        packet = writer.append_pcm(sound)
+        (frame,) = [frame async for frame in alone.decode(packet)]
+        messages.append((packet, await alone.encode(frame)))
+    return messages
 
 
 def memory() -> float:
@@ -85,12 +116,14 @@ def memory() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-async def server(rows: int, frames: int, pipe: Any) -> None:
-    CODECS["opus"] = Bytes
-    engine, metrics = Echo(rows), Metrics(rows, 0)
+async def server(given: argparse.Namespace, frames: int, pipe: Any) -> None:
+    pool, rows = Pool(given.workers), given.clients
+    await pool.attach()
+    codecs = {"opus": Bytes if given.codec == "stub" else pool.opus}
+    engine, metrics = Echo(rows, given.step_ms / 1e3), Metrics(rows, 0)
     with ThreadPoolExecutor(1) as thread:
         clock = Clock(engine, metrics, thread)  # type: ignore[arg-type]
-        host = Host(engine, clock, metrics, lambda token: "a")  # type: ignore[arg-type]
+        host = Host(engine, clock, metrics, lambda token: "a", codecs=codecs)  # type: ignore[arg-type]
         runner = web.AppRunner(Web(host, Limits()).application(), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "localhost", 0).start()
@@ -109,50 +142,58 @@ async def server(rows: int, frames: int, pipe: Any) -> None:
         await host.stop()
         stepping.cancel()
         await runner.cleanup()
+        pool.close()
+        coding = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) / done
+        print(f"of {given.workers} processes that code: {coding * 1e3:.3f} ms each")
 
 
-async def client(port: int, number: int, frames: int) -> None:
+async def client(port: int, messages: Iterable[tuple[bytes, bytes]]) -> None:
+    sending, expected = itertools.tee(messages)
     async with (
         aiohttp.ClientSession() as session,
         session.ws_connect(f"http://localhost:{port}/api/chat") as socket,
     ):
         assert await socket.receive_bytes() == b"\x00"
-        ahead, payload = asyncio.Semaphore(AHEAD), np.zeros(OPUS_BYTES // 4, np.float32)
+        ahead = asyncio.Semaphore(AHEAD)
 
         async def say() -> None:
-            for at in range(frames):
+            for packet, _ in sending:
                 await ahead.acquire()
-                payload[:2] = number, at
-                await socket.send_bytes(b"\x01" + payload.tobytes())
+                await socket.send_bytes(b"\x01" + packet)
 
-        saying, heard = asyncio.ensure_future(say()), 0
-        while heard < frames:
-            message = await socket.receive_bytes()
-            if message[:1] == b"\x01":
-                got = np.frombuffer(message[1:], np.float32)[:2].tolist()
-                assert got == [number, heard], f"client {number} got {got} for frame {heard}"
-                heard += 1
-                ahead.release()
+        saying = asyncio.ensure_future(say())
+        for at, (_, right) in enumerate(expected):
+            while (message := await socket.receive_bytes())[:1] != b"\x01":
+                pass
+            assert message[1:] == right, f"frame {at} was answered with that of another"
+            ahead.release()
         await saying
 
 
-async def clients(port: int, count: int, frames: int) -> None:
-    await asyncio.gather(*(client(port, number, frames // count) for number in range(count)))
+async def clients(port: int, count: int, frames: int, codec: str) -> None:
+    each = frames // count
+    if codec == "stub":
+        said = [stub_messages(number, each) for number in range(count)]
+    else:
+        voices = [await opus_messages(number, each) for number in range(min(count, VOICES))]
+        said = [voices[number % len(voices)] for number in range(count)]
+    await asyncio.gather(*(client(port, messages) for messages in said))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--frames", type=int, default=90_000)
+    parser.add_argument("--codec", choices=["stub", "opus"], default="stub")
+    parser.add_argument("--workers", type=int, default=0, help="that code Opus; 0: the server")
+    parser.add_argument("--step-ms", type=float, default=20, help="of the model")
     given = parser.parse_args()
     here, there = multiprocessing.Pipe()
     frames = given.frames // given.clients * given.clients
-    process = multiprocessing.Process(
-        target=lambda: asyncio.run(server(given.clients, frames, there))
-    )
+    process = multiprocessing.Process(target=lambda: asyncio.run(server(given, frames, there)))
     process.start()
     began = time.perf_counter()
-    asyncio.run(clients(here.recv(), given.clients, frames))
+    asyncio.run(clients(here.recv(), given.clients, frames, given.codec))
     print(f"every frame came back to its client, in order, in {time.perf_counter() - began:.0f} s")
     process.join()
 

@@ -22,10 +22,10 @@ from serving_support import LENGTH, closed, connected, run, served, until
 from test_serving_process import arguments, call, frames_in_session, running
 
 from ttt_cache.serving import opus_worker
-from ttt_cache.serving import pool as pool_module
 from ttt_cache.serving.conversation import INBOX, Conversation
 from ttt_cache.serving.errors import MalformedError
 from ttt_cache.serving.opus import Opus
+from ttt_cache.serving.opus_process import NOT_STARTED, Worker
 from ttt_cache.serving.pool import EACH, FEW, Pool, workers_for
 
 STREAMS = 5
@@ -118,13 +118,13 @@ def test_interleaved_streams_come_out_as_each_alone(steps, runner, pool, streams
 def test_a_long_message_is_decoded_as_there_is_room(runner, pool, monkeypatch) -> None:
     """What would be half a minute of sound lies in the message, not in memory."""
     asked = []
-    ask = pool_module.Worker.ask
+    ask = Worker.ask
 
     async def counted(*args: Any) -> bytes:
         asked.append(args)
         return await ask(*args)
 
-    monkeypatch.setattr(pool_module.Worker, "ask", counted)
+    monkeypatch.setattr(Worker, "ask", counted)
 
     async def test() -> None:
         talk = Conversation("n", 0, pool.opus(RATE, FRAME), lambda: None, str)
@@ -206,7 +206,7 @@ def test_workers_that_cannot_start_are_a_refusal(
         monkeypatch.setattr(opus_worker, "__file__", str(tmp_path / "worker.py"))
     result = call(*arguments(small_moshi, free_port()), "--rows", FEW + 1)
     assert result.exit_code == 2 and "Traceback" not in result.output
-    assert ("codes Opus" if broken == "file" else "none") in result.stderr
+    assert f"{NOT_STARTED}: {'it ended' if broken == 'file' else '[Errno 2]'}" in result.stderr
     assert len(os.listdir("/proc/self/fd")) == before and children(os.getpid()) == began
 
 

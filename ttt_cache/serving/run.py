@@ -112,9 +112,9 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
     """Load the model and make all ready; what can be refused before that is.
 
     Raises:
-        OSError: files are missing, or there is no room for the processes that code Opus.
+        OSError: files are missing.
         ValueError: the port, the certificate, the folder of sessions or the model cannot be used,
-            or those processes cannot be started.
+            or a process that codes Opus cannot be started.
         ttt_cache.launch.Refused: the cache does not fit the model.
     """
     token = options.token
