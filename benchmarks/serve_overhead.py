@@ -16,33 +16,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import multiprocessing
 import resource
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import numpy as np
-import sphn
 from aiohttp import web
+from overhead_clients import FRAME, OPUS_BYTES, RATE, clients
 
 from ttt_cache.serving.clock import Clock
 from ttt_cache.serving.engine import Answer, FullError
 from ttt_cache.serving.host import Host
 from ttt_cache.serving.metrics import Metrics
-from ttt_cache.serving.opus import Opus
 from ttt_cache.serving.pool import Pool
 from ttt_cache.serving.talk import Limits
 from ttt_cache.serving.web import Web
-
-RATE, FRAME, OPUS_BYTES, AHEAD = 24_000, 1920, 300, 20
-VOICES = 4
-SPEECH = Path(__file__).parents[1] / "examples" / "speech.wav"
 
 
 class Echo:
@@ -91,25 +84,6 @@ class Bytes:
         pass
 
 
-def stub_messages(number: int, frames: int) -> Iterator[tuple[bytes, bytes]]:
-    """What a client sends, each with what it is to be answered: the same, which is its own."""
-    payload = np.zeros(OPUS_BYTES // 4, np.float32)
-    for at in range(frames):
-        payload[:2] = number, at
-        yield payload.tobytes(), payload.tobytes()
-
-
-async def opus_messages(number: int, frames: int) -> list[tuple[bytes, bytes]]:
-    """The same of a voice, answered by a coder that has nothing else to do."""
-    said = np.roll(sphn.read(str(SPEECH))[0][0], 7001 * number)
-    writer, alone, messages = sphn.OpusStreamWriter(RATE), Opus(RATE, FRAME), []
-    for sound in np.resize(said, (frames, FRAME)):
-        packet = writer.append_pcm(sound)
-        (frame,) = [frame async for frame in alone.decode(packet)]
-        messages.append((packet, await alone.encode(frame)))
-    return messages
-
-
 def memory() -> float:
     """Megabytes that this process holds now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -139,45 +113,14 @@ async def server(given: argparse.Namespace, frames: int, pipe: Any) -> None:
         steps = metrics.registry.get_sample_value("ttt_cache_step_seconds_count")
         print(f"{done} frames in {steps:.0f} steps: {each * 1e3:.3f} ms of processor time each")
         print(f"memory in MB after each tenth: {held}")
+        while host.conversations:  # whose last answers are on their way
+            await asyncio.sleep(0.1)
         await host.stop()
         stepping.cancel()
         await runner.cleanup()
         pool.close()
         coding = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) / done
         print(f"of {given.workers} processes that code: {coding * 1e3:.3f} ms each")
-
-
-async def client(port: int, messages: Iterable[tuple[bytes, bytes]]) -> None:
-    sending, expected = itertools.tee(messages)
-    async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(f"http://localhost:{port}/api/chat") as socket,
-    ):
-        assert await socket.receive_bytes() == b"\x00"
-        ahead = asyncio.Semaphore(AHEAD)
-
-        async def say() -> None:
-            for packet, _ in sending:
-                await ahead.acquire()
-                await socket.send_bytes(b"\x01" + packet)
-
-        saying = asyncio.ensure_future(say())
-        for at, (_, right) in enumerate(expected):
-            while (message := await socket.receive_bytes())[:1] != b"\x01":
-                pass
-            assert message[1:] == right, f"frame {at} was answered with that of another"
-            ahead.release()
-        await saying
-
-
-async def clients(port: int, count: int, frames: int, codec: str) -> None:
-    each = frames // count
-    if codec == "stub":
-        said = [stub_messages(number, each) for number in range(count)]
-    else:
-        voices = [await opus_messages(number, each) for number in range(min(count, VOICES))]
-        said = [voices[number % len(voices)] for number in range(count)]
-    await asyncio.gather(*(client(port, messages) for messages in said))
 
 
 def main() -> None:
