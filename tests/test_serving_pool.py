@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -193,20 +195,34 @@ def test_nothing_is_left_of_a_pool(runner: asyncio.Runner) -> None:
     runner.run(test())
 
 
+BROKEN = """
+import os, runpy
+try:
+    os.mkdir({mark!r})
+except FileExistsError:
+    runpy.run_path({worker!r}, run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("broken", ["file", "python"])
 def test_workers_that_cannot_start_are_a_refusal(
     broken: str, small_moshi: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of them is enough, and none of the others stays."""
     before, began = len(os.listdir("/proc/self/fd")), children(os.getpid())
+    said = f"{NOT_STARTED}: {'it ended before' if broken == 'file' else '[Errno 2]'}"
     if broken == "python":
         monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     else:
-        (tmp_path / "worker.py").write_text("raise SystemExit(1)")
+        code = BROKEN.format(mark=str(tmp_path / "mark"), worker=opus_worker.__file__)
+        (tmp_path / "worker.py").write_text(code)
         monkeypatch.setattr(opus_worker, "__file__", str(tmp_path / "worker.py"))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Pool(3)
+    assert len(os.listdir("/proc/self/fd")) == before and children(os.getpid()) == began
+    shutil.rmtree(tmp_path / "mark", ignore_errors=True)
     result = call(*arguments(small_moshi, free_port()), "--rows", FEW + 1)
-    assert result.exit_code == 2 and "Traceback" not in result.output
-    assert f"{NOT_STARTED}: {'it ended' if broken == 'file' else '[Errno 2]'}" in result.stderr
+    assert result.exit_code == 2 and "Traceback" not in result.output and said in result.stderr
     assert len(os.listdir("/proc/self/fd")) == before and children(os.getpid()) == began
 
 

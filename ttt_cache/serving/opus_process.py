@@ -117,15 +117,13 @@ class Worker(asyncio.Protocol):
 def _spawn() -> tuple[socket.socket, subprocess.Popen]:
     """A process, and our end of its standard input."""
     ours, theirs = socket.socketpair()
-    # Without -P, files beside the program would be taken for modules of Python's own; in a session
-    # of its own it hears no Ctrl-C. It needs no threads.
+    # Without -P, files beside the program would be taken for modules of Python's own. It needs no
+    # threads.
     command = [sys.executable, "-P", worker.__file__]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     with theirs:
         try:
-            return ours, subprocess.Popen(
-                command, stdin=theirs.fileno(), env=environment, start_new_session=True
-            )
+            return ours, subprocess.Popen(command, stdin=theirs.fileno(), env=environment)
         except BaseException:
             ours.close()
             raise

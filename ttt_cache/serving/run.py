@@ -58,10 +58,10 @@ class Server:
     thread: ThreadPoolExecutor
     engine: Engine
     piece: Callable[[int], str]
-    pool: Pool
     sessions: Sessions | None
     sockets: list[socket.socket]
     context: ssl.SSLContext | None
+    pool: Pool = field(default_factory=lambda: Pool(0))
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; then save every conversation."""
@@ -143,7 +143,7 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
 
         engine, piece = thread.submit(start).result()
         undo.pop_all()
-    return Server(options, thread, engine, piece, pool, sessions, sockets, context)
+    return Server(options, thread, engine, piece, sessions, sockets, context, pool)
 
 
 async def _signalled() -> None:
