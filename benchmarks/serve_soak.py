@@ -159,6 +159,13 @@ def run(frames: int, seed: int) -> tuple[list[Line], dict[str, Any]]:
     return lines_of(crowd, log), log
 
 
+def markdown(lines: list[Line]) -> str:
+    """The table for the docs."""
+    rows = [(x.name, f"{x.figure} {x.unit}".strip(), x.target, x.verdict) for x in lines]
+    head = [("figure", "value", "target", "verdict"), ("---", "---:", "---", "---")]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *rows])
+
+
 def main() -> None:
     quiet_process()
     parser = argparse.ArgumentParser(description=__doc__)
@@ -176,6 +183,7 @@ def main() -> None:
     publish(
         "serve_soak", options.out, environment(options.seed, "float32"), settings, lines, log=log
     )
+    options.out.with_suffix(".md").write_text(markdown(lines))
 
 
 if __name__ == "__main__":
