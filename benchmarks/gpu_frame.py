@@ -55,9 +55,9 @@ class Frames:
         return (time.perf_counter_ns() - began) / 1e6
 
 
-def end(lm: LMModel) -> None:
+def end(model: torch.nn.Module) -> None:
     """End a model's conversations, also those that did not come to begin for want of room."""
-    for module in lm.modules():
+    for module in model.modules():
         if isinstance(module, StreamingModule):
             module._streaming_state = None
 

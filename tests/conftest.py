@@ -59,6 +59,25 @@ def heard(small_moshi):
     return voices(small_moshi.speech, VOICES, LENGTH)
 
 
+@pytest.fixture(scope="session")
+def browser(small_moshi, tmp_path_factory):
+    """A headless Chromium whose microphone hears speech."""
+    from page_support import MISSING, chromium
+
+    if MISSING:
+        pytest.skip(f"no {' and no '.join(MISSING)}: Debian's packages chromium, chromium-driver")
+    with chromium(tmp_path_factory.mktemp("browser"), small_moshi.speech) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser):
+    """The same, with nothing of another test on it or in its log."""
+    browser.driver.get("about:blank")
+    browser.errors()
+    return browser
+
+
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Writes a program into the working directory; returns its name."""

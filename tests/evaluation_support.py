@@ -8,6 +8,7 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
+from ttt_cache.evaluation.habits import Habits
 from ttt_cache.evaluation.recipe import Course, Recipe
 from ttt_cache.evaluation.source import TestbedSource
 from ttt_cache.evaluation.subject import Subject
@@ -52,3 +53,24 @@ def recipe(distill: int = 1, tune: int = 1, frames: int = 40, **changes: Any) ->
     frames = frames * TESTBED_CONTEXT // CONTEXT
     courses = (Course(((frames, 2, steps),) if steps else (), lr=3e-3) for steps in (distill, tune))
     return Recipe(*courses, **changes)
+
+
+def slow_loop(tokens: list[int], longest: int) -> tuple[int, int]:
+    """Length and period of the longest loop, by trying all."""
+    best = (0, 0)
+    for period in range(1, longest + 1):
+        for begin in range(len(tokens)):
+            end = begin + period
+            while end < len(tokens) and tokens[end] == tokens[end - period]:
+                end += 1
+            if end - begin >= 2 * period and end - begin > best[0]:
+                best = (end - begin, period)
+    return best
+
+
+def habits_of(model: LMModel, codes: Tensor, window: int, piece: int) -> dict[str, Any]:
+    """What windows of a run say, taken in piece by piece."""
+    habits = Habits(model, codes.shape[0], codes.shape[2], window)
+    for part in codes.split(piece, dim=2):
+        habits.add(part)
+    return habits.result()

@@ -10,7 +10,7 @@ import torch
 from moshi.models.loaders import CheckpointInfo
 from training_support import write_checkpoint
 
-from ttt_cache.training.pretrained import checkpoint_info, codec, language_model
+from ttt_cache.training.pretrained import OfRun
 from ttt_cache.training.settings import Paths
 
 CPU = torch.device("cpu")
@@ -24,9 +24,10 @@ def paths(tmp_path) -> dict[str, str]:
 def refusal(paths: dict[str, str]) -> str:
     """What is said of a checkpoint, opened as a run opens it."""
     with pytest.raises(ValueError) as caught:
-        info = checkpoint_info(Paths(**paths))
-        codec(info, CPU)
-        language_model(info, CPU, torch.float32)
+        files = OfRun.of(Paths(**paths))
+        info = files.info()
+        files.codec(info, CPU)
+        files.language_model(info, CPU, torch.float32)
     said = str(caught.value)
     assert len(said) < 1000, "pages of names of weights"
     return said
@@ -79,9 +80,9 @@ def test_lora_and_config_go_together(paths, tmp_path):
 
 def test_models_that_say_nothing_cannot_be_trained(tmp_path):
     delays = [0, 0, 1, 0]
-    info = checkpoint_info(Paths(**write_checkpoint(tmp_path / "odd", n_q=3, delays=delays)))
+    files = OfRun.of(Paths(**write_checkpoint(tmp_path / "odd", n_q=3, delays=delays)))
     with pytest.raises(ValueError, match="moshi_paths: the model's n_q"):
-        language_model(info, CPU, torch.float32)
+        files.language_model(files.info(), CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,7 @@ def test_a_shortage_of_memory_is_not_blamed_on_the_weights(paths, monkeypatch, e
         raise error
 
     monkeypatch.setattr(CheckpointInfo, "get_moshi", get_moshi)
+    files = OfRun.of(Paths(**paths))
     with pytest.raises(type(error)) as caught:
-        language_model(checkpoint_info(Paths(**paths)), CPU, torch.float32)
+        files.language_model(files.info(), CPU, torch.float32)
     assert caught.value is error

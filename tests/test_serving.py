@@ -112,7 +112,13 @@ def test_health_and_metrics(models, heard) -> None:
                 await client.say(heard[0])
                 await client.hear(LENGTH - DELAY)
                 async with session.get(server.url("/health")) as response:
-                    assert await response.json() == {"status": "ok", "conversations": 1}
+                    assert await response.json() == {
+                        "status": "ok",
+                        "conversations": 1,
+                        "rows": 2,
+                        "sessions": False,
+                        "token": False,
+                    }
                 async with session.get(server.url("/metrics")) as response:
                     text = await response.text()
             for line in (

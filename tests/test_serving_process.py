@@ -106,6 +106,8 @@ def test_what_is_refused_before_it_begins(small_moshi: Checkpoint, tmp_path: Pat
     (tmp_path / "file").write_text("")
     (tmp_path / "cert.pem").write_text("none")
     (tmp_path / "key.pem").write_text("none")
+    (tmp_path / "damaged").write_bytes(small_moshi.speech.read_bytes()[:1000])
+    damaged = tmp_path / "damaged"
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -123,7 +125,13 @@ def test_what_is_refused_before_it_begins(small_moshi: Checkpoint, tmp_path: Pat
             (["--memory", "nonsense"], "nonsense"),
             (["--ttt-cache", tmp_path / "none"], "--ttt-cache and --recent exclude each other"),
             (["--cfg-coef", 2], "--cfg-coef must be 1 for a model without conditions"),
+            (["--device", "nonsense"], "--device must be one of cpu"),
             (["--mimi-weight", tmp_path / "none"], "none"),
+            (["--mimi-weight", damaged], f"--mimi-weight: {damaged} is damaged, or no Mimi"),
+            (["--moshi-weight", damaged], f"--moshi-weight: {damaged} is damaged, or no Moshi"),
+            (["--tokenizer", damaged], f"--tokenizer: {damaged} is damaged, or no text tokenizer"),
+            (["--config-path", damaged], f"--config-path: {damaged} is not JSON"),
+            (["--lora-weight", damaged], f"the config that goes with {damaged}, with lora: true"),
         ):
             result = call(*arguments(small_moshi, port), *more)
             assert result.exit_code == 2 and said in result.stderr, (more, result.output)

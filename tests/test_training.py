@@ -315,7 +315,7 @@ def test_segments_longer_than_every_session_are_refused(folder):
 
 
 def test_an_adapter_that_is_not_there_is_named_before_the_model_loads(folder, monkeypatch):
-    monkeypatch.setattr("ttt_cache.training.model.language_model", None)
+    monkeypatch.setattr("ttt_cache.training.pretrained.OfRun.language_model", None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", _offline)
     with pytest.raises(ValueError, match=r"ttt_cache\.adapter: folder no/where is neither"):
         make(folder, "no adapter", cache={"adapter": "no/where", "patch": {}})

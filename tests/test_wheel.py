@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ttt_cache.serving.page import FOLDER
+
 REPOSITORY = Path(__file__).parent.parent
 
 USE = """
@@ -78,7 +80,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     data = REPOSITORY / "ttt_cache" / "data"
     shipped = {f"ttt_cache/data/{p.relative_to(data)}" for p in data.rglob("*") if p.is_file()}
     assert any(name.endswith("testbed/model.safetensors") for name in shipped)
-    assert not (sources | kernels | shipped | {"ttt_cache/py.typed"}) - names
+    page = {f"ttt_cache/serving/page/{p.name}" for p in FOLDER.iterdir()}
+    assert "ttt_cache/serving/page/index.html" in page
+    assert not (sources | kernels | shipped | page | {"ttt_cache/py.typed"}) - names
     strangers = {n for n in names if not n.startswith(("ttt_cache/", "ttt_cache-"))}
     assert not strangers
 

@@ -30,7 +30,7 @@ main.command()(report)
 main.command()(train)
 main.command()(distill)
 main.command()(evaluate)
-main.command()(bench)
+main.add_typer(bench, name="bench")
 main.command(context_settings=CONTEXT)(launch)
 main.command()(serve)
 

@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
+from .bench_serve import serve
 from .errors import INTERRUPTED, fail, refusals
 from .options import number, numbers
 
 WRONG = 1  # the exit status where an arm computes something else
+bench = typer.Typer()
+bench.command()(serve)
 
 
-def bench(
+@bench.callback(invoke_without_command=True)
+def core(
+    context_: typer.Context,
     batch: Annotated[
         list[int] | None,
         numbers("Conversations at once, at least 1", "1 and 4; on a GPU 1, 8, 32 and 64"),
@@ -57,7 +62,12 @@ def bench(
     does after. On two idle CPU cores it takes about two minutes.
 
     Example: ttt-cache bench --batch 1 --batch 8 --context 3000
+
+    How many conversations a server holds: ttt-cache bench serve --help
     """
+    if context_.invoked_subcommand is not None:
+        _refuse_options(context_)
+        return
     import os
 
     from rich.console import Console
@@ -86,3 +96,12 @@ def bench(
         raise fail(
             "bench interrupted before its end; fewer --repetitions are quicker", INTERRUPTED
         ) from None
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Options before the name of a subcommand would be taken for its own, and do nothing."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            command = context.invoked_subcommand
+            raise fail(f"--{name} is no option of 'bench {command}'; see its --help")

@@ -63,7 +63,7 @@ def serve(
     sinks: Sinks = None,
     memory: Memory = None,
 ) -> None:
-    """Serve many conversations at once, each a row of one batch, to Moshi's own clients.
+    """Serve many conversations at once, each a row of one batch, to Moshi's clients and browsers.
 
     They connect as to moshi.server, come and go as they like, and each gets what
     it would get alone. With --sessions a conversation survives its connection
@@ -71,7 +71,7 @@ def serve(
 
     Example: ttt-cache serve --rows 64 --ttt-cache out/my-adapter --sessions out/sessions
 
-    Then: python -m moshi.client
+    Then: python -m moshi.client, or open http://localhost:8998 in a browser
     """
     if find_spec("prometheus_client") is None:
         raise fail("serving needs prometheus_client: pip install 'ttt-cache[serve]'")

@@ -61,6 +61,16 @@ class Host:
         """How many there are."""
         return len(self._here)
 
+    @property
+    def rows(self) -> int:
+        """How many there may be."""
+        return self._engine.rows
+
+    @property
+    def keeps_sessions(self) -> bool:
+        """Whether a conversation can be gone on with."""
+        return self._sessions is not None
+
     def described(self, conversation: Conversation) -> dict[str, str | int]:
         """What a client is told: its session's name, frames so far, bytes of its state."""
         return {

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from moshi.models import loaders
 from moshi.models.compression import MimiModel
 from moshi.models.lm import LMGen, LMModel
+from moshi.models.loaders import CheckpointInfo
 from moshi.run_inference import get_condition_tensors, seed_all
 
 from ..launch import Install, handed_out
+from ..pretrained import Pretrained
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -19,16 +20,10 @@ if TYPE_CHECKING:
 SEED = 42424242  # moshi.server's
 
 
-@dataclass
-class Files:
+@dataclass(frozen=True)
+class Files(Pretrained):
     """What Moshi's flags of these names say."""
 
-    hf_repo: str
-    moshi_weight: str | None = None
-    mimi_weight: str | None = None
-    tokenizer: str | None = None
-    lora_weight: str | None = None
-    config_path: str | None = None
     cfg_coef: float = 1.0
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
@@ -48,26 +43,20 @@ def load(files: Files, install: Install, rows: int) -> Loaded:
     """Load a model with a cache in it, for `rows` conversations.
 
     Raises:
-        OSError, ValueError, RuntimeError: files are missing or damaged, or the model cannot be
-            batched.
+        OSError: files are missing.
+        ValueError: files are damaged, or the model cannot be batched.
         ttt_cache.launch.Refused: the cache does not fit.
     """
     seed_all(SEED)
-    info = loaders.CheckpointInfo.from_hf_repo(
-        files.hf_repo,
-        files.moshi_weight,
-        files.mimi_weight,
-        files.tokenizer,
-        lora_weights=files.lora_weight,
-        config_path=files.config_path,
-    )
-    mimi = info.get_mimi(device=files.device)
+    info = files.info()
+    mimi = files.mimi(info, files.device)
+    tokenizer = files.text_tokenizer(info)
     with handed_out(install):
-        lm = info.get_moshi(device=files.device, dtype=files.dtype, fuse_lora=True)
-    return Loaded(_generator(info, lm, files.cfg_coef, rows), mimi, info.get_text_tokenizer())
+        lm = files.language_model(info, files.device, files.dtype)
+    return Loaded(_generator(info, lm, files.cfg_coef, rows), mimi, tokenizer)
 
 
-def _generator(info: loaders.CheckpointInfo, lm: LMModel, cfg_coef: float, rows: int) -> LMGen:
+def _generator(info: CheckpointInfo, lm: LMModel, cfg_coef: float, rows: int) -> LMGen:
     """LMGen with conditions for every row.
 
     Raises:

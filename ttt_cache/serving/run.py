@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ..checks import device_here
 from ..launch import Install, say
 from .clock import Clock, model_thread
 from .codec import CODECS
@@ -113,8 +114,8 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
 
     Raises:
         OSError: files are missing.
-        ValueError: the port, the certificate, the folder of sessions or the model cannot be used,
-            or a process that codes Opus cannot be started.
+        ValueError: the port, certificate, device, folder of sessions or model cannot be used, or a
+            process that codes Opus cannot be started.
         ttt_cache.launch.Refused: the cache does not fit the model.
     """
     token = options.token
@@ -122,6 +123,7 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
         raise ValueError("--token must be printable ASCII characters, and at least one")
     if options.rows < 1:
         raise ValueError(f"--rows must be at least 1, got {options.rows}")
+    device_here("--device", files.device)
     context = None if options.ssl is None else tls(options.ssl)
     sessions = None
     if options.sessions is not None:

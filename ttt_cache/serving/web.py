@@ -1,7 +1,4 @@
-"""What the network sees: Moshi's websocket, health and metrics.
-
-A page for browsers is another route here.
-"""
+"""What the network sees: Moshi's websocket, the page for browsers, health and metrics."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from aiohttp import WSMsgType, web
 
 from .errors import ABNORMAL, RefusedError
 from .host import Host
+from .page import add_page
 from .talk import MOST_BYTES, NEW, Limits, Talk
 from .token import matches, shown
 
@@ -33,13 +31,22 @@ class Web:
         app.router.add_get("/api/chat", self.chat)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.metrics)
+        add_page(app.router)
         return app
 
     async def health(self, request: web.Request) -> web.Response:
-        """For load balancers, without a token: 200, or 503 once no one is taken in any more."""
+        """For load balancers, without a token: 200, or 503 once no one is taken in any more.
+
+        For the page, too, since a browser is not told why its websocket was refused.
+        """
         stopping = self._host.stopping
-        state = {"status": "stopping" if stopping else "ok"}
-        state |= {"conversations": self._host.conversations}
+        state = {
+            "status": "stopping" if stopping else "ok",
+            "conversations": self._host.conversations,
+            "rows": self._host.rows,
+            "sessions": self._host.keeps_sessions,
+            "token": self._token is not None,
+        }
         return web.json_response(state, status=503 if stopping else 200)
 
     async def metrics(self, request: web.Request) -> web.Response:

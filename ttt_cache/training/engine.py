@@ -21,7 +21,7 @@ from .loss import Weights
 from .model import check_sessions, load
 from .monitor import Observed
 from .picture import draw
-from .pretrained import Codec, checkpoint_info, codec
+from .pretrained import Codec, OfRun
 from .processes import accelerator_for
 from .recorder import Recorder, check_installed
 from .restore import read_position
@@ -76,10 +76,11 @@ class Run:
         settings = self.settings
         self.begin = self._on_main_first(lambda: self._open(stack))
         self.position = self.begin and read_position(self.begin, self.steps)
-        info = checkpoint_info(settings.moshi_paths)
+        files = OfRun.of(settings.moshi_paths)
+        info = files.info()
         device = self.accelerator.device
         self.device = device if device.type != "cpu" else torch.device("cpu")  # never "cpu:0"
-        opened = codec(info, self.device) if self.main else None
+        opened = files.codec(info, self.device) if self.main else None
         self.lm, self.handle = load(settings, info, self.device)
         self.lm_config = info.raw_config or _lm_kwargs
         self.facts = LMFacts.of(self.lm)

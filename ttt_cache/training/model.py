@@ -18,7 +18,7 @@ from ttt_cache.patch import Patch, patch
 from ttt_cache.targets import find_transformer
 
 from .masters import widen
-from .pretrained import language_model
+from .pretrained import OfRun
 from .settings import Lora, Settings
 
 
@@ -39,7 +39,8 @@ def load(settings: Settings, info: CheckpointInfo, device: torch.device) -> tupl
     if cache.adapter is not None:
         with _named_adapter():
             locate(cache.adapter)  # before the minutes that a model takes to load
-    lm = language_model(info, device, getattr(torch, settings.param_dtype))
+    dtype = getattr(torch, settings.param_dtype)
+    lm = OfRun.of(settings.moshi_paths).language_model(info, device, dtype)
     lm.requires_grad_(False)
     if settings.lora.enable:
         add_lora(lm, settings.lora, settings.seed)

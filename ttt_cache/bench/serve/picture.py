@@ -1,0 +1,65 @@
+"""The picture of a load: latency, and late frames, against conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..picture import COLOURS
+from .figures import FRAME_MS, Level
+from .table import ordered
+
+LATE, P50, P95, P99 = "0.4", COLOURS[5], COLOURS[0], COLOURS[1]
+
+
+def draw(levels: Sequence[Level], held: int, subtitle: str, path: Path) -> None:
+    """Draw the levels as a PNG.
+
+    Args:
+        held: conversations in real time.
+        subtitle: says what was run, in one line.
+    """
+    figure = Figure(figsize=(11, 4.8), layout="constrained", dpi=150)
+    figure.suptitle(f"Conversations held in real time: {held}", fontsize=15, fontweight="bold")
+    time, late = figure.subplots(1, 2, width_ratios=(2, 1))
+    _times(time, [level for level in ordered(levels) if level.frames])
+    _late(late, ordered(levels))
+    for axes in (time, late):
+        most = max((level.clients for level in levels), default=1)
+        axes.set(xlabel="conversations at once", xlim=(0, 1.05 * most))
+        axes.grid(alpha=0.25)
+        if held:
+            axes.axvline(held, color="black", lw=1, ls=":")
+    figure.supxlabel(subtitle, fontsize=8.5, color="0.35")
+    figure.savefig(path, format="png")
+
+
+def _times(axes: Axes, measured: Sequence[Level]) -> None:
+    """What is infinite has no point: its line ends."""
+    for name, colour in (("p99", P99), ("p95", P95), ("p50", P50)):
+        values = [getattr(level, f"{name}_ms") for level in measured]
+        clients = [level.clients for level in measured]
+        axes.plot(clients, values, color=colour, marker="o", ms=4, label=name)
+    axes.axhline(FRAME_MS, color="black", ls="--", lw=1, label="a frame, 80 ms")
+    axes.set(title="From due to answered (ms)", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False)
+
+
+def _late(axes: Axes, levels: Sequence[Level]) -> None:
+    shares = [(n.clients, 100 * n.late_share) for n in levels if n.late_share is not None]
+    axes.plot(
+        [clients for clients, _ in shares],
+        [late for _, late in shares],
+        color=LATE,
+        marker="o",
+        ms=4,
+    )
+    turned_away = [level.clients for level in levels if level.refused]
+    if turned_away:
+        axes.plot(turned_away, [100] * len(turned_away), "x", color=P99, label="refused")
+        axes.legend(frameon=False)
+    axes.set(title="Late frames (%)", ylim=(0, None))
