@@ -43,7 +43,7 @@ $(READY): pyproject.toml
 		{ echo "Python 3.11 or newer is needed; choose one with make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[train,serve,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,serve,ray,dev]'
 	touch $(READY)
 
 clean:

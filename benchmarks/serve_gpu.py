@@ -91,7 +91,7 @@ class Models:
             raise
         sockets, pool = bound("127.0.0.1", 0), Pool(workers_for(rows))
         options = Options(rows, "127.0.0.1", sockets[0].getsockname()[1])
-        return Server(options, thread, engine, lambda token: "a", None, sockets, None, pool)
+        return Server(options, thread, engine, lambda token: "a", None, sockets, None, pool=pool)
 
     def end(self) -> None:
         """Free what the conversations of a level held."""

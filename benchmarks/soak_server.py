@@ -14,7 +14,7 @@ from soak_clients import FRAME
 from ttt_cache.launch import from_settings
 from ttt_cache.patch import Patch
 from ttt_cache.serving.load import Files
-from ttt_cache.serving.run import Options, prepare
+from ttt_cache.serving.run import Options, Work, prepare
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -58,4 +58,5 @@ def serve(folder: Path, port: int, rows: int, seed: int) -> None:
         device="cpu",
         dtype=torch.float32,
     )
-    prepare(Options(rows, port=port, sessions=folder / "sessions"), files, install).run()
+    options = Options(rows, port=port, sessions=folder / "sessions")
+    prepare(Work(options, files, install)).run()

@@ -174,7 +174,7 @@ async def served(
         clock = Clock(engine, metrics, thread)
         store = None if sessions is None else Sessions(sessions, 3600)
         codecs = CODECS if pool is None else {**CODECS, "opus": pool.opus}
-        host = Host(engine, clock, metrics, models.piece, store, save_every, codecs)
+        host = Host(engine, clock, metrics, models.piece, store, save_every, codecs=codecs)
         runner = web.AppRunner(Web(host, Limits(**limits), token).application())
         await runner.setup()
         site = web.TCPSite(runner, "localhost", 0)
@@ -201,10 +201,12 @@ class Client:
 
     Attributes:
         frames: that were answered with sound.
+        described: what the server said of the conversation.
     """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket, self.text, self.session = socket, "", ""
+        self.described: dict[str, Any] = {}  # its state, as the server said it
         self.samples = np.zeros(0, np.float32)
         self._writer, self._reader = sphn.OpusStreamWriter(RATE), sphn.OpusStreamReader(RATE)
 
@@ -239,7 +241,8 @@ class Client:
         elif kind == 2:
             self.text += payload.decode()
         else:
-            self.session = json.loads(payload)["session"]
+            self.described = json.loads(payload)
+            self.session = self.described["session"]
 
 
 @asynccontextmanager

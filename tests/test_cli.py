@@ -230,7 +230,7 @@ def test_layers_as_text() -> None:
             "serve",
             "rows host port token ssl sessions save-every keep idle hf-repo moshi-weight "
             "mimi-weight tokenizer lora-weight config-path cfg-coef device half "
-            "ttt-cache layers preset recent virtual chunk sinks memory",
+            "ttt-cache layers preset recent virtual chunk sinks memory ray replicas",
         ),
         (
             "report",

@@ -116,7 +116,7 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
         raise RuntimeError("the device is lost")
 
     async def test() -> None:
-        serving = asyncio.ensure_future(server._run())
+        serving = asyncio.ensure_future(server.serve(_never))
         await until(lambda: sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         async with connected(url) as client:
             await client.say(heard[0])
@@ -136,6 +136,10 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
     thread.shutdown()
 
 
+async def _never(host: Any) -> None:
+    await asyncio.Event().wait()
+
+
 def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:
     store = Sessions(tmp_path / "s", keep=100)
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
@@ -151,5 +155,5 @@ def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:
     assert [store.path(name).exists() for name in names] == [True, True, False]
     assert (tmp_path / "s" / "other").exists()
     with pytest.raises(UnknownError):
-        store.read(names[2])
+        store.take(names[2])
     assert len({*names, *(new_name() for _ in range(1000))}) == 1003

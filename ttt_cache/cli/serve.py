@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import fail, reason, refusals
 from .launch import Adapter, Layers, installer
 from .options import Chunk, Memory, Preset, Recent, Sinks, Virtual, number
+
+if TYPE_CHECKING:
+    from ttt_cache.serving.run import Work
 
 FilePath = Annotated[str | None, typer.Option(metavar="FILE", help="As for moshi.server.")]
 
@@ -62,6 +67,17 @@ def serve(
     chunk: Chunk = None,
     sinks: Sinks = None,
     memory: Memory = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="One replica of the model on each GPU of a Ray cluster: that of RAY_ADDRESS, the "
+            "one of this machine, or else one that is begun and ended with the command.",
+        ),
+    ] = False,
+    replicas: Annotated[
+        int | None, number("With --ray: copies of the model, at least 1.", "the cluster's GPUs")
+    ] = None,
 ) -> None:
     """Serve many conversations at once, each a row of one batch, to Moshi's clients and browsers.
 
@@ -71,42 +87,74 @@ def serve(
 
     Example: ttt-cache serve --rows 64 --ttt-cache out/my-adapter --sessions out/sessions
 
+    Several GPUs: ttt-cache serve --ray --rows 64 --sessions /shared/sessions (docs/cluster.md)
+
     Then: python -m moshi.client, or open http://localhost:8998 in a browser
     """
+    given = locals()
     if find_spec("prometheus_client") is None:
         raise fail("serving needs prometheus_client: pip install 'ttt-cache[serve]'")
-    install = installer(
-        adapter,
-        layers=layers,
-        preset=preset,
-        recent=recent,
-        virtual=virtual,
-        chunk=chunk,
-        sinks=sinks,
-        memory=memory,
-    )
-    import torch
-
+    if ray and find_spec("ray") is None:
+        raise fail("--ray needs Ray: pip install 'ttt-cache[ray]'")
+    if replicas is not None and not ray:
+        raise fail("--replicas is for --ray; without it there is one")
+    work = asked(**given)
     from ttt_cache.launch import Refused
-    from ttt_cache.serving.load import Files
-    from ttt_cache.serving.run import Options, prepare
-    from ttt_cache.serving.talk import Limits
+    from ttt_cache.serving.run import prepare
 
-    files = Files(
-        hf_repo,
-        moshi_weight,
-        mimi_weight,
-        tokenizer,
-        lora_weight,
-        config_path,
-        cfg_coef,
-        device,
-        torch.float16 if half else torch.bfloat16,
-    )
-    options = Options(rows, host, port, token, ssl, sessions, save_every, keep * 3600, Limits(idle))
     try:
         with refusals("", OSError):
-            server = prepare(options, files, install)
+            if ray:
+                from ttt_cache.serving.cluster.run import prepare as prepare_cluster
+
+                server = prepare_cluster(work, replicas)
+            else:
+                server = prepare(work)
     except Refused as refused:
         raise fail(reason(refused)) from None
     server.run()
+
+
+def asked(**given: Any) -> Work:
+    """What the options of `serve` ask for, by their names; those not given have their defaults.
+
+    Raises:
+        ValueError: there is no such option.
+    """
+    known = {name: each.default for name, each in signature(serve).parameters.items()}
+    if unknown := given.keys() - known:
+        raise ValueError(f"ttt-cache serve has no option {', '.join(sorted(unknown))}")
+    each = SimpleNamespace(**known | given)
+    settings = ("layers", "preset", "recent", "virtual", "chunk", "sinks", "memory")
+    import torch
+
+    from ttt_cache.serving.load import Files, absolute
+    from ttt_cache.serving.run import Options, Work
+    from ttt_cache.serving.talk import Limits
+
+    # Absolute where it is a folder here: a replica has another working directory.
+    adapter = absolute(each.adapter) if each.ray else each.adapter
+    install = installer(adapter, **{name: getattr(each, name) for name in settings})
+    files = Files(
+        each.hf_repo,
+        each.moshi_weight,
+        each.mimi_weight,
+        each.tokenizer,
+        each.lora_weight,
+        each.config_path,
+        each.cfg_coef,
+        each.device,
+        torch.float16 if each.half else torch.bfloat16,
+    )
+    options = Options(
+        each.rows,
+        each.host,
+        each.port,
+        each.token,
+        each.ssl and Path(each.ssl),
+        each.sessions and Path(each.sessions),
+        each.save_every,
+        each.keep * 3600,
+        Limits(each.idle),
+    )
+    return Work(options, files, install)

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,7 @@ class Conversation:
         codec: of its sound.
         wake: called when there is a frame to step, or room for an answer again.
         piece: the text of a token.
+        path: that it is saved to; `None`: it is not.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Conversation:
         codec: Codec,
         wake: Callable[[], None],
         piece: Callable[[int], str],
+        path: Path | None = None,
     ) -> None:
-        self.name, self.row = name, row
+        self.name, self.row, self.path = name, row, path
         self.saved_at = time.monotonic()
         self.changed = False  # since it was saved
         self.ended = asyncio.Event()  # its row is free, and it is on disk

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .clock import Clock
@@ -15,12 +16,15 @@ from .conversation import Conversation
 from .engine import Engine, FullError
 from .errors import FAILED, GOING_AWAY, TAKEN_OVER, RefusedError
 from .metrics import Metrics
-from .sessions import Sessions, UnknownError, new_name
+from .sessions import Sessions, TakenError, UnknownError, key, new_name
 
 if TYPE_CHECKING:
     from .engine import Session
+    from .others import Others
 
 T = TypeVar("T")
+TWICE = "the conversation is being taken up by another client"
+MOVED = "the conversation goes on in another connection"
 EXPIRE_S = 600.0  # between two looks for sessions that nobody came back to
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class Host:
         piece: the text of a token.
         sessions: where they are saved; `None`: they are not.
         save_every: seconds.
+        others: servers that share `sessions`; `None`: there are none, or they cannot be asked.
         codecs: that a client may ask for.
     """
 
@@ -45,13 +50,14 @@ class Host:
         piece: Callable[[int], str],
         sessions: Sessions | None = None,
         save_every: float = 30.0,
+        others: Others | None = None,
         codecs: Codecs = CODECS,
     ) -> None:
         self.metrics, self.stopping = metrics, False
         self._engine, self._clock, self._piece = engine, clock, piece
         self._codecs = codecs
         self._row_bytes = engine.state_bytes() // engine.rows
-        self._sessions, self._save_every = sessions, save_every
+        self._sessions, self._save_every, self._others = sessions, save_every, others
         self._disk = ThreadPoolExecutor(1, "sessions")  # one: what was written first is read first
         self._here: dict[str, Conversation] = {}  # by name
         self._coming: set[str] = set()  # names of sessions that are being taken up
@@ -93,7 +99,7 @@ class Host:
         if codec not in self._codecs:
             raise RefusedError(400, "codec", f"codec must be one of {', '.join(self._codecs)}")
         try:
-            name, row = await (self._begin() if name is None else self._go_on(name))
+            name, row, path = await (self._begin() if name is None else self._go_on(name))
         except FullError:
             raise RefusedError(
                 503, "full", "all conversations are taken; try again later"
@@ -103,43 +109,79 @@ class Host:
         except RefusedError:
             self._engine.leave(row)
             raise
-        return self._seat(name, row, codec)
+        return self._seat(name, row, codec, path)
 
     def _refuse_if_stopping(self) -> None:
         if self.stopping:
             raise RefusedError(503, "stopping", "the server is stopping")
 
-    async def _begin(self) -> tuple[str, int]:
+    async def _begin(self) -> tuple[str, int, Path | None]:
         if not self._engine.free:  # before any work is done for it
             raise FullError
-        return new_name(), await self._clock.call(self._engine.join)
+        name = new_name()
+        if self._others is not None:
+            await self._others.take(name)
+        path = None if self._sessions is None else self._sessions.first(name)
+        return name, await self._clock.call(self._engine.join), path
 
-    async def _go_on(self, name: str) -> tuple[str, int]:
+    async def _go_on(self, name: str) -> tuple[str, int, Path]:
         """Take up a session. Whoever knows its name owns it: its connection may be a dead one."""
         if self._sessions is None:
             raise RefusedError(404, "unknown", "this server keeps no sessions")
         if name in self._coming:
-            raise RefusedError(409, "twice", "the conversation is being taken up by another client")
+            raise RefusedError(409, "twice", TWICE)
         self._coming.add(name)
         try:
-            if before := self._here.get(name):
-                before.end(TAKEN_OVER, "the conversation goes on in another connection")
-                await before.ended.wait()
-            if not self._engine.free:
-                raise FullError
-            path, session = await self._on_disk(self._sessions.read, name)
-            return name, await self._clock.call(self._engine.resume, path, session)
+            await self._end(name)
+            return await self._resume(self._sessions, name)
         except UnknownError as error:
             raise RefusedError(404, "unknown", str(error)) from None
+        except TakenError:
+            raise RefusedError(409, "twice", TWICE) from None
         except ValueError as error:
             log.error("a session was refused: %s", error)
             raise RefusedError(409, "foreign", "the session is not of this model") from None
         finally:
             self._coming.discard(name)
 
-    def _seat(self, name: str, row: int, codec: str) -> Conversation:
+    async def _resume(self, sessions: Sessions, name: str) -> tuple[str, int, Path]:
+        if self._others is not None:
+            await self._others.take(name)
+        try:
+            if not self._engine.free:
+                raise FullError
+            path, session = await self._on_disk(sessions.take, name)
+            return name, await self._clock.call(self._engine.resume, path, session), path
+        except BaseException:
+            if self._others is not None:
+                self._others.left(name)
+            raise
+
+    async def _end(self, name: str) -> None:
+        """End a conversation that goes on elsewhere; returns once it is on disk."""
+        if before := self._here.get(name):
+            before.end(TAKEN_OVER, MOVED)
+            await before.ended.wait()
+
+    async def let_go(self, hashed: str) -> None:
+        """Another server takes up a session, which may be here: returns once it is not.
+
+        Args:
+            hashed: `ttt_cache.serving.sessions.key` of its name.
+        """
+        while any(key(name) == hashed for name in self._coming):
+            await asyncio.sleep(0.05)
+        for name in [name for name in self._here if key(name) == hashed]:
+            await self._end(name)
+
+    @property
+    def keys(self) -> list[str]:
+        """`ttt_cache.serving.sessions.key` of every conversation."""
+        return list(map(key, self._here))
+
+    def _seat(self, name: str, row: int, codec: str, path: Path | None) -> Conversation:
         sound = self._codecs[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
-        conversation = Conversation(name, row, sound, self._clock.wake, self._piece)
+        conversation = Conversation(name, row, sound, self._clock.wake, self._piece, path)
         self._here[name] = self._clock.conversations[row] = conversation
         self.metrics.conversations.set(len(self._here))
         return conversation
@@ -161,6 +203,8 @@ class Host:
                 await self._write(conversation, session)
         finally:
             self._here.pop(conversation.name, None)
+            if self._others is not None:
+                self._others.left(conversation.name)
             self.metrics.conversations.set(len(self._here))
             self.metrics.ended(code)
             conversation.ended.set()
@@ -174,11 +218,13 @@ class Host:
 
     async def _write(self, conversation: Conversation, session: Session) -> None:
         """A disk that is full is the operator's trouble, not the client's."""
-        if self._sessions is None:
+        if self._sessions is None or conversation.path is None:
             return
         try:
-            size = await self._on_disk(self._sessions.write, conversation.name, session)
+            size = await self._on_disk(self._sessions.write, conversation.path, session)
             self.metrics.saved(size)
+        except TakenError:
+            conversation.end(TAKEN_OVER, MOVED)
         except OSError as error:
             conversation.changed = True
             self.metrics.saved(None)

@@ -25,8 +25,12 @@ def tls(folder: Path) -> ssl.SSLContext:
     return context
 
 
-def bound(host: str, port: int) -> list[socket.socket]:
+def bound(host: str, port: int, shared: bool = False) -> list[socket.socket]:
     """Sockets of every address of a host, taken before a model is loaded; nothing listens yet.
+
+    Args:
+        shared: with other processes of this user that say so, too: the kernel gives each new
+            connection to one of those that listen.
 
     Raises:
         ValueError: there is no such host, or the port is in use or not ours to take.
@@ -36,7 +40,7 @@ def bound(host: str, port: int) -> list[socket.socket]:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         for family, _, _, _, address in dict.fromkeys(addresses):
             try:
-                found.append(_socket(family, address))
+                found.append(_socket(family, address, shared))
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
@@ -49,10 +53,12 @@ def bound(host: str, port: int) -> list[socket.socket]:
     return found
 
 
-def _socket(family: int, address: tuple) -> socket.socket:
+def _socket(family: int, address: tuple, shared: bool) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:  # the IPv4 address has a socket of its own
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(address)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,16 @@ class Files(Pretrained):
     cfg_coef: float = 1.0
     device: str = "cuda"
     dtype: torch.dtype = torch.bfloat16
+
+    def absolute(self) -> Files:
+        """The same, for a process with another working directory."""
+        names = ("moshi_weight", "mimi_weight", "tokenizer", "lora_weight", "config_path")
+        return replace(self, **{name: absolute(getattr(self, name)) for name in names})
+
+
+def absolute(path: str | None) -> str | None:
+    """A path that is there as an absolute one; else it is of a repository."""
+    return path if path is None or not os.path.exists(path) else os.path.abspath(path)
 
 
 @dataclass

@@ -7,10 +7,11 @@ import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -27,6 +28,9 @@ from .pool import Pool, workers_for
 from .sessions import Sessions
 from .talk import Limits
 from .web import Web
+
+if TYPE_CHECKING:
+    from .others import Others
 
 
 @dataclass
@@ -50,6 +54,40 @@ class Options:
     keep: float = 24 * 3600.0
     limits: Limits = field(default_factory=Limits)
 
+    def check(self) -> None:
+        """What can be judged without the machine.
+
+        Raises:
+            ValueError: `token` or `rows` cannot be used.
+        """
+        token = self.token
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+            raise ValueError("--token must be printable ASCII characters, and at least one")
+        if self.rows < 1:
+            raise ValueError(f"--rows must be at least 1, got {self.rows}")
+
+    def store(self) -> Sessions | None:
+        """Where conversations are saved.
+
+        Raises:
+            ValueError: the folder cannot be written to.
+        """
+        return None if self.sessions is None else Sessions(self.sessions, self.keep)
+
+    def absolute(self) -> Options:
+        """The same, for a process with another working directory."""
+        folders = {name: getattr(self, name) for name in ("ssl", "sessions")}
+        return replace(self, **{name: path and path.absolute() for name, path in folders.items()})
+
+
+@dataclass
+class Work:
+    """What a server is to do, whatever runs it."""
+
+    options: Options
+    files: Files
+    install: Install
+
 
 @dataclass
 class Server:
@@ -62,30 +100,34 @@ class Server:
     sessions: Sessions | None
     sockets: list[socket.socket]
     context: ssl.SSLContext | None
+    others: Others | None = None  # that share `sessions`
     pool: Pool = field(default_factory=lambda: Pool(0))
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; then save every conversation."""
         try:
-            asyncio.run(self._run())
+            asyncio.run(self.serve(_signalled))
         finally:
             self.thread.shutdown()
 
-    async def _run(self) -> None:
+    async def serve(self, until: Callable[[Host], Awaitable[None]]) -> None:
+        """Serve until `until` returns, which is given the conversations; then save every one.
+
+        Raises:
+            BaseException: what the model failed with; conversations were closed, not saved.
+        """
         metrics = Metrics(self.engine.rows, self.engine.state_bytes())
         clock = Clock(self.engine, metrics, self.thread)
         options = self.options
         await self.pool.attach()
-        codecs = {**CODECS, "opus": self.pool.opus}
-        host = Host(
-            self.engine, clock, metrics, self.piece, self.sessions, options.save_every, codecs
-        )
+        host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every,
+                    self.others, {**CODECS, "opus": self.pool.opus})  # fmt: skip
         application = Web(host, options.limits, options.token).application()
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=5)
         await runner.setup()
-        signalled = asyncio.ensure_future(_signalled())
+        ending = asyncio.ensure_future(until(host))
         tasks = [asyncio.ensure_future(each) for each in (clock.run(), self.pool.keep())]
-        tasks.append(signalled)
+        tasks.append(ending)
         if self.sessions is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:
@@ -94,7 +136,7 @@ class Server:
             scheme = "https" if self.context else "http"
             say(f"{self.engine.rows} conversations at {scheme}://{options.host}:{options.port}")
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if signalled not in done:
+            if ending not in done:
                 await host.abandon()
             else:
                 say(f"stopping; conversations that end: {host.conversations}")
@@ -109,8 +151,11 @@ class Server:
             self.pool.close()
 
 
-def prepare(options: Options, files: Files, install: Install) -> Server:
+def prepare(work: Work, others: Others | None = None) -> Server:
     """Load the model and make all ready; what can be refused before that is.
+
+    Args:
+        others: servers that share the folder of sessions, and the port where this machine has some.
 
     Raises:
         OSError: files are missing.
@@ -118,18 +163,13 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
             process that codes Opus cannot be started.
         ttt_cache.launch.Refused: the cache does not fit the model.
     """
-    token = options.token
-    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
-        raise ValueError("--token must be printable ASCII characters, and at least one")
-    if options.rows < 1:
-        raise ValueError(f"--rows must be at least 1, got {options.rows}")
+    options, files, install = work.options, work.files, work.install
+    options.check()
     device_here("--device", files.device)
     context = None if options.ssl is None else tls(options.ssl)
-    sessions = None
-    if options.sessions is not None:
-        sessions = Sessions(options.sessions, options.keep)
+    sessions = options.store()
     with contextlib.ExitStack() as undo:
-        sockets = bound(options.host, options.port)
+        sockets = bound(options.host, options.port, shared=others is not None)
         for each in sockets:
             undo.enter_context(each)
         pool = Pool(workers_for(options.rows))
@@ -145,10 +185,14 @@ def prepare(options: Options, files: Files, install: Install) -> Server:
 
         engine, piece = thread.submit(start).result()
         undo.pop_all()
-    return Server(options, thread, engine, piece, sessions, sockets, context, pool)
+    return Server(options, thread, engine, piece, sessions, sockets, context, others, pool)
 
 
-async def _signalled() -> None:
+async def _signalled(host: Host) -> None:
+    await signalled()
+
+
+async def signalled() -> None:
     """Wait for SIGINT or SIGTERM. A second one ends the process at once."""
     loop, came = asyncio.get_running_loop(), asyncio.Event()
     both = (signal.SIGINT, signal.SIGTERM)

@@ -1,0 +1,151 @@
+"""`ttt-cache serve --ray`: from a cluster, or none yet, to the signal that ends the application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray import serve
+from ray.exceptions import RayError
+
+from ...launch import say
+from ..listen import bound, tls
+from ..run import Work, signalled
+from .app import NAME, application, gpus
+from .others import registry
+from .replica import refusal
+
+REACH_S = 5.0
+LOCAL = "local"  # Ray's word in RAY_ADDRESS for a cluster of one's own
+OBJECTS = 200 * 2**20  # bytes that a cluster of our own keeps for large messages; there are none
+
+
+@dataclass
+class Server:
+    """An application that serves; made by `prepare`."""
+
+    work: Work
+    replicas: int
+    undo: contextlib.ExitStack
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM; then save every conversation."""
+        options = self.work.options
+        scheme = "https" if options.ssl else "http"
+        with self.undo:
+            say(
+                f"{self.replicas} x {options.rows} conversations at "
+                f"{scheme}://{options.host}:{options.port}"
+            )
+            asyncio.run(signalled())
+            say("stopping; every conversation is saved and closed")
+
+
+def prepare(work: Work, replicas: int | None) -> Server:
+    """Deploy the application and wait until every replica has its model.
+
+    Args:
+        replicas: `None`: as many as there are GPUs that are free; one on CPUs.
+
+    Raises:
+        OSError, ValueError, RuntimeError: as without Ray, or the cluster cannot be used; nothing
+            is left running.
+    """
+    options = work.options
+    options.check()
+    if options.ssl is not None:
+        tls(options.ssl)
+    if torch.device(work.files.device).index is not None:
+        raise ValueError(f"--device must name no number with --ray, got {work.files.device}")
+    options.store()
+    for each in bound(options.host, options.port):  # not shared: nobody else listens there
+        each.close()
+    with contextlib.ExitStack() as undo:
+        undo.callback(ray.shutdown)
+        _connect()
+        count = _count(work, replicas)
+        undo.callback(_end)
+        _deploy(work, count)
+        return Server(work, count, undo.pop_all())
+
+
+def _end() -> None:
+    """End the replicas, each after its conversations, then Serve and the registry."""
+    with contextlib.suppress(RayError, TimeoutError):
+        serve.delete(NAME)
+        serve.shutdown()
+        ray.kill(registry(NAME))
+
+
+def _connect() -> None:
+    """Join the cluster that is there, or begin one that this machine alone can reach.
+
+    Raises:
+        ValueError: there is none at RAY_ADDRESS.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported unless asked for
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray would warn otherwise
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address not in (None, "auto", LOCAL):
+            _reach(address)
+        if address != LOCAL:
+            ray.init("auto", **quiet)
+            return
+    except (OSError, RuntimeError, ValueError) as error:
+        if address is not None:
+            raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
+    ray.init(
+        LOCAL,
+        include_dashboard=False,
+        object_store_memory=OBJECTS,
+        _node_ip_address="127.0.0.1",  # else Ray, which asks nobody who they are, is open to all
+        **quiet,
+    )
+
+
+def _reach(address: str) -> None:
+    """Raise `OSError` or `ValueError` unless something listens: Ray would try for a minute."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    socket.create_connection((host, int(port)), REACH_S).close()
+
+
+def _count(work: Work, replicas: int | None) -> int:
+    """How many replicas there are to be.
+
+    Raises:
+        ValueError: the cluster has no room for them, or Serve runs there already.
+    """
+    status = serve.status()
+    if status.applications or status.proxies:
+        raise ValueError(
+            "Ray Serve runs on this cluster already: end it with 'serve shutdown', or add the "
+            "application to it with 'serve deploy' (docs/cluster.md)"
+        )
+    kind = "GPU" if gpus(work) else "CPU"
+    free = int(ray.available_resources().get(kind, 0))
+    if not free:
+        raise ValueError(f"no {kind} of the Ray cluster is free")
+    count = (free if kind == "GPU" else 1) if replicas is None else replicas
+    if not 1 <= count <= free:
+        raise ValueError(f"--replicas must be 1 to {free}, the {kind}s that are free, got {count}")
+    return count
+
+
+def _deploy(work: Work, replicas: int) -> None:
+    serve.start(proxy_location="Disabled")  # clients connect to the replicas themselves
+    try:
+        serve.run(application(work, replicas), name=NAME, route_prefix=None)
+    except RuntimeError as error:
+        said = serve.status().applications[NAME].deployments.values()
+        why = "\n".join(each.message for each in said)  # of a replica, with its traceback
+        raise ValueError(refusal(why) or f"{error}\n{why}") from None
