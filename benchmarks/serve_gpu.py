@@ -42,6 +42,7 @@ from ttt_cache.evaluation.lines import Line
 from ttt_cache.serving.clock import model_thread
 from ttt_cache.serving.engine import Engine
 from ttt_cache.serving.listen import bound
+from ttt_cache.serving.pool import Pool, workers_for
 from ttt_cache.serving.run import Options, Server
 
 SETTINGS: dict[str, Any] = {"recent": 100, "virtual": 10}
@@ -88,9 +89,9 @@ class Models:
         except BaseException:
             thread.shutdown()
             raise
-        sockets = bound("127.0.0.1", 0)
+        sockets, pool = bound("127.0.0.1", 0), Pool(workers_for(rows))
         options = Options(rows, "127.0.0.1", sockets[0].getsockname()[1])
-        return Server(options, thread, engine, lambda token: "a", None, sockets, None)
+        return Server(options, thread, engine, lambda token: "a", None, sockets, None, pool=pool)
 
     def end(self) -> None:
         """Free what the conversations of a level held."""

@@ -1,12 +1,15 @@
-"""What the server of `ttt-cache serve` costs per conversation and frame, model and Opus aside.
+"""What the server of `ttt-cache serve` costs per conversation and frame, the model aside.
 
-    python benchmarks/serve_overhead.py --clients 8 --frames 90000
+    python benchmarks/serve_overhead.py --clients 8 --frames 90000                  # Opus aside too
+    python benchmarks/serve_overhead.py --clients 8 --frames 8000 --codec opus      # all in one
+    python benchmarks/serve_overhead.py --clients 8 --frames 8000 --codec opus --workers 1
 
-The model is replaced by one that answers each frame with itself, and Opus by a codec that passes
-bytes on; all else is the server's: websockets, queues, clock, thread, metrics. Clients, in a
-process of their own, send as fast as they are read and check that every frame comes back once, in
-order, to the one that sent it. Printed: processor time of the server per frame, and its memory over
-time.
+The model is replaced by one that answers each frame with itself, and Opus, unless it is asked for,
+by a codec that passes bytes on; all else is the server's: websockets, queues, clock, thread,
+metrics. Clients, in a process of their own, send as fast as they are read and check that every
+frame comes back once, in order, to the one that sent it; with Opus, that it is byte by byte what a
+coder by itself makes of it. Printed: processor time of the server per frame, that of the processes
+which code for it, and the server's memory over time.
 """
 
 from __future__ import annotations
@@ -16,34 +19,32 @@ import asyncio
 import multiprocessing
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import numpy as np
 from aiohttp import web
+from overhead_clients import FRAME, OPUS_BYTES, RATE, clients
 
 from ttt_cache.serving.clock import Clock
-from ttt_cache.serving.codec import CODECS
 from ttt_cache.serving.engine import Answer, FullError
 from ttt_cache.serving.host import Host
 from ttt_cache.serving.metrics import Metrics
+from ttt_cache.serving.pool import Pool
 from ttt_cache.serving.talk import Limits
 from ttt_cache.serving.web import Web
 
-FRAME, OPUS_BYTES, AHEAD = 1920, 300, 20
-
 
 class Echo:
-    """An engine that answers with what it was given."""
+    """An engine that answers with what it was given, after the time of a model's step."""
 
-    frame_size, mimi = FRAME, SimpleNamespace(sample_rate=24_000)
+    frame_size, mimi = FRAME, SimpleNamespace(sample_rate=RATE)
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self._free = rows, list(range(rows))
+    def __init__(self, rows: int, step_s: float) -> None:
+        self.rows, self._free, self._step_s = rows, list(range(rows)), step_s
 
     def state_bytes(self) -> int:
         return 0
@@ -61,6 +62,7 @@ class Echo:
         self._free.append(row)
 
     def step(self, frames: dict[int, np.ndarray]) -> dict[int, Answer]:
+        time.sleep(self._step_s)
         return {row: Answer(frame, 7) for row, frame in frames.items()}
 
 
@@ -70,13 +72,16 @@ class Bytes:
     def __init__(self, rate: int, frame_size: int) -> None:
         self._frame_size = frame_size
 
-    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
+    async def decode(self, payload: bytes) -> AsyncIterator[np.ndarray]:
         frame = np.zeros(self._frame_size, np.float32)
         frame[: OPUS_BYTES // 4] = np.frombuffer(payload, np.float32)
         yield frame
 
-    def encode(self, pcm: np.ndarray) -> bytes:
+    async def encode(self, pcm: np.ndarray) -> bytes:
         return pcm[: OPUS_BYTES // 4].tobytes()
+
+    def close(self) -> None:
+        pass
 
 
 def memory() -> float:
@@ -85,12 +90,14 @@ def memory() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-async def server(rows: int, frames: int, pipe: Any) -> None:
-    CODECS["opus"] = Bytes
-    engine, metrics = Echo(rows), Metrics(rows, 0)
+async def server(given: argparse.Namespace, frames: int, pipe: Any) -> None:
+    pool, rows = Pool(given.workers), given.clients
+    await pool.attach()
+    codecs = {"opus": Bytes if given.codec == "stub" else pool.opus}
+    engine, metrics = Echo(rows, given.step_ms / 1e3), Metrics(rows, 0)
     with ThreadPoolExecutor(1) as thread:
         clock = Clock(engine, metrics, thread)  # type: ignore[arg-type]
-        host = Host(engine, clock, metrics, lambda token: "a")  # type: ignore[arg-type]
+        host = Host(engine, clock, metrics, lambda token: "a", codecs=codecs)  # type: ignore[arg-type]
         runner = web.AppRunner(Web(host, Limits()).application(), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "localhost", 0).start()
@@ -106,53 +113,30 @@ async def server(rows: int, frames: int, pipe: Any) -> None:
         steps = metrics.registry.get_sample_value("ttt_cache_step_seconds_count")
         print(f"{done} frames in {steps:.0f} steps: {each * 1e3:.3f} ms of processor time each")
         print(f"memory in MB after each tenth: {held}")
+        while host.conversations:  # whose last answers are on their way
+            await asyncio.sleep(0.1)
         await host.stop()
         stepping.cancel()
         await runner.cleanup()
-
-
-async def client(port: int, number: int, frames: int) -> None:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(f"http://localhost:{port}/api/chat") as socket,
-    ):
-        assert await socket.receive_bytes() == b"\x00"
-        ahead, payload = asyncio.Semaphore(AHEAD), np.zeros(OPUS_BYTES // 4, np.float32)
-
-        async def say() -> None:
-            for at in range(frames):
-                await ahead.acquire()
-                payload[:2] = number, at
-                await socket.send_bytes(b"\x01" + payload.tobytes())
-
-        saying, heard = asyncio.ensure_future(say()), 0
-        while heard < frames:
-            message = await socket.receive_bytes()
-            if message[:1] == b"\x01":
-                got = np.frombuffer(message[1:], np.float32)[:2].tolist()
-                assert got == [number, heard], f"client {number} got {got} for frame {heard}"
-                heard += 1
-                ahead.release()
-        await saying
-
-
-async def clients(port: int, count: int, frames: int) -> None:
-    await asyncio.gather(*(client(port, number, frames // count) for number in range(count)))
+        pool.close()
+        coding = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) / done
+        print(f"of {given.workers} processes that code: {coding * 1e3:.3f} ms each")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--frames", type=int, default=90_000)
+    parser.add_argument("--codec", choices=["stub", "opus"], default="stub")
+    parser.add_argument("--workers", type=int, default=0, help="that code Opus; 0: the server")
+    parser.add_argument("--step-ms", type=float, default=20, help="of the model")
     given = parser.parse_args()
     here, there = multiprocessing.Pipe()
     frames = given.frames // given.clients * given.clients
-    process = multiprocessing.Process(
-        target=lambda: asyncio.run(server(given.clients, frames, there))
-    )
+    process = multiprocessing.Process(target=lambda: asyncio.run(server(given, frames, there)))
     process.start()
     began = time.perf_counter()
-    asyncio.run(clients(here.recv(), given.clients, frames))
+    asyncio.run(clients(here.recv(), given.clients, frames, given.codec))
     print(f"every frame came back to its client, in order, in {time.perf_counter() - began:.0f} s")
     process.join()
 

@@ -67,7 +67,7 @@ class Slow:
         coder, frames = Opus(RATE, FRAME), asyncio.Queue()
         answering = asyncio.ensure_future(self._answer(socket, coder, frames))
         async for message in socket:
-            for _ in coder.decode(message.data[1:]):
+            async for _ in coder.decode(message.data[1:]):
                 frames.put_nowait(len(self.came))
                 self.came.append(time.monotonic())
         answering.cancel()
@@ -80,7 +80,7 @@ class Slow:
             await asyncio.sleep(self._until(number))
             if number < self.delay:
                 continue
-            held += coder.encode(np.zeros(FRAME, np.float32))
+            held += await coder.encode(np.zeros(FRAME, np.float32))
             if (number - self.delay) % self._together == self._together - 1:
                 self.answered += [time.monotonic()] * self._together
                 await socket.send_bytes(b"\x02text")

@@ -27,10 +27,12 @@ from moshi.models.loaders import CheckpointInfo
 from ttt_cache.launch import from_settings, handed_out
 from ttt_cache.serving.accept import Door
 from ttt_cache.serving.clock import Clock
+from ttt_cache.serving.codec import CODECS, Codec
 from ttt_cache.serving.engine import Engine
 from ttt_cache.serving.host import Host
 from ttt_cache.serving.listen import bound
 from ttt_cache.serving.metrics import Metrics
+from ttt_cache.serving.pool import Pool
 from ttt_cache.serving.sessions import Sessions
 from ttt_cache.serving.talk import Limits
 from ttt_cache.serving.web import Web
@@ -125,6 +127,15 @@ def voices(speech: Path, count: int, frames: int) -> list[np.ndarray]:
     return sounds
 
 
+def decoded(codec: Codec, payload: bytes) -> list[np.ndarray]:
+    """All frames that a message completes."""
+
+    async def gathered() -> list[np.ndarray]:
+        return [frame async for frame in codec.decode(payload)]
+
+    return asyncio.run(gathered())
+
+
 def agree(said: list[Reply], expected: list[Reply]) -> None:
     """Assert that a conversation was answered so: every token, samples to the last bits."""
     assert [reply and reply[1] for reply in said] == [reply and reply[1] for reply in expected]
@@ -155,6 +166,7 @@ async def served(
     sessions: Path | None = None,
     save_every: float = 30.0,
     token: str | None = None,
+    pool: Pool | None = None,
     **limits: float,
 ) -> AsyncIterator[Served]:
     """A server in this process, as `ttt_cache.serving.run` puts it together."""
@@ -163,12 +175,16 @@ async def served(
         metrics = Metrics(rows, engine.state_bytes())
         clock = Clock(engine, metrics, thread)
         store = None if sessions is None else Sessions(sessions, 3600)
-        host = Host(engine, clock, metrics, models.piece, store, save_every)
+        codecs = CODECS if pool is None else {**CODECS, "opus": pool.opus}
+        host = Host(engine, clock, metrics, models.piece, store, save_every, codecs=codecs)
         listeners = bound("127.0.0.1", 0)
         port = listeners[0].getsockname()[1]
         door = Door(Web(host, Limits(**limits), token).application(), listeners, rows)
         await door.open()
         tasks = [asyncio.ensure_future(clock.run())]
+        if pool is not None:
+            await pool.attach()
+            tasks.append(asyncio.ensure_future(pool.keep()))
         if store is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:

@@ -35,7 +35,7 @@ async def conversation(slow: Slow, delay: int | None = None) -> tuple[Heard, flo
     async with listening(slow.chat) as url, aiohttp.ClientSession() as session:
         client = await Client.connect(session, plan(url))
         begin = time.monotonic() + 0.1
-        heard = await client.converse(messages("opus", FRAMES, 0), begin, delay)
+        heard = await client.converse(await messages("opus", FRAMES, 0), begin, delay)
         await client.close()
         return heard, begin
 
@@ -81,7 +81,7 @@ def test_a_conversation_that_breaks_off_and_answers_that_do_not_come(monkeypatch
         assert np.isinf(early.waited).all()
         async with listening(closes) as url, aiohttp.ClientSession() as session:
             client = await Client.connect(session, plan(url))
-            said = messages("opus", 4, 0)
+            said = await messages("opus", 4, 0)
             heard = await client.converse(said, time.monotonic(), 0)
             assert heard.ended == "closed by the server, code 4000"
             assert np.isinf(heard.waited).all()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serving_support import decoded
 
 from ttt_cache.bench.serve import server
 from ttt_cache.bench.serve.client import Heard
@@ -138,13 +140,13 @@ def test_a_level_above_one_that_was_not_held_does_not_count() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_what_clients_say(codec: str) -> None:
     """A message for each frame, loud enough to be heard, and the same for the same seed."""
-    said = messages(codec, 20, 3)
+    said = asyncio.run(messages(codec, 20, 3))
     coder = CODECS[codec](RATE, FRAME)
-    frames = [list(coder.decode(message[1:])) for message in said]
+    frames = [decoded(coder, message[1:]) for message in said]
     assert [len(each) for each in frames] == [1] * 20 and {message[0] for message in said} == {1}
     loud = np.sqrt(np.mean(np.square(np.concatenate([each[0] for each in frames]))))
     assert 0.02 < loud < 0.5
-    assert said == messages(codec, 20, 3) != messages(codec, 20, 4)
+    assert said == asyncio.run(messages(codec, 20, 3)) != asyncio.run(messages(codec, 20, 4))
     assert len(voice(7, 0)) == 7 * FRAME
 
 

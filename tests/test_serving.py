@@ -30,6 +30,7 @@ async def said_to(server: Served, pcm: np.ndarray) -> tuple[np.ndarray, str]:
         await client.hear(frames - DELAY)
         await client.hear_for(0.05)  # the last text comes after the sound
         await speaking
+    await until(lambda: client.session not in server.host._here)  # its row is free for the next
     return client.samples, client.text
 
 

@@ -15,7 +15,18 @@ import sphn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch_files import FRAME, RATE, Checkpoint
-from serving_support import Client, Models, Served, closed, connected, run, served, until, voices
+from serving_support import (
+    Client,
+    Models,
+    Served,
+    closed,
+    connected,
+    decoded,
+    run,
+    served,
+    until,
+    voices,
+)
 
 from ttt_cache.serving import talk as talk_module
 from ttt_cache.serving.conversation import INBOX, OUTBOX, Conversation
@@ -232,7 +243,7 @@ def test_whatever_bytes_come_are_frames_or_malformed(data: Any) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     try:
         for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
-            for frame in codec.decode(whole[start:end]):
+            for frame in decoded(codec, whole[start:end]):
                 assert frame.shape == (FRAME,) and frame.dtype == np.float32
     except MalformedError as error:
         assert "Ogg/Opus" in str(error)

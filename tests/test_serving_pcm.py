@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from launch_files import FRAME, RATE
-from serving_support import LENGTH, closed, connected, refused, run, served
+from serving_support import LENGTH, closed, connected, decoded, refused, run, served
 
 from ttt_cache.serving.errors import MalformedError
 from ttt_cache.serving.pcm import Pcm
@@ -25,17 +26,17 @@ def test_samples_come_out_whole_frames_however_they_were_cut(cuts: list[int], ch
     sound = np.array([chance.randint(-32767, 32767) for _ in range(total)], "<i2")
     codec, frames = Pcm(RATE, FRAME), []
     for part in np.split(sound, np.cumsum(cuts)[:-1]) if cuts else []:
-        frames += codec.decode(part.tobytes())
+        frames += decoded(codec, part.tobytes())
     assert len(frames) == total // FRAME
-    back = b"".join(codec.encode(frame) for frame in frames)
+    back = b"".join(asyncio.run(codec.encode(frame)) for frame in frames)
     assert back == sound.tobytes()[: len(back)]
 
 
 def test_half_a_sample_is_malformed_and_what_is_too_loud_is_cut_off() -> None:
     with pytest.raises(MalformedError, match="2 bytes each, got 3 bytes"):
-        list(Pcm(RATE, FRAME).decode(b"abc"))
-    loud = np.frombuffer(Pcm(RATE, 2).encode(np.array([-7, 7], np.float32)), "<i2")
-    assert loud.tolist() == [-32767, 32767]
+        decoded(Pcm(RATE, FRAME), b"abc")
+    loud = asyncio.run(Pcm(RATE, 2).encode(np.array([-7, 7], np.float32)))
+    assert np.frombuffer(loud, "<i2").tolist() == [-32767, 32767]
 
 
 def test_a_conversation_in_samples(models, heard) -> None:

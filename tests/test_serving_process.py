@@ -35,14 +35,14 @@ def arguments(checkpoint: Checkpoint, port: int, *more: object, config: str = ""
 
 
 @contextmanager
-def running(words: list[str], cwd: Path) -> Iterator[subprocess.Popen]:
+def running(words: list[str], cwd: Path, **options: Any) -> Iterator[subprocess.Popen]:
     """A server that has said that it serves; whatever becomes of it, it is gone afterwards."""
-    process = program("-m", "ttt_cache.cli", *words, cwd=cwd, stderr=subprocess.STDOUT)
+    process = program("-m", "ttt_cache.cli", *words, cwd=cwd, stderr=subprocess.STDOUT, **options)
     try:
         said: list[str] = []
         for line in process.stdout or ():
             said.append(line)
-            if f"{ROWS} conversations at http" in line:
+            if "conversations at http" in line:
                 break
         else:
             raise AssertionError("".join(said))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -14,21 +14,27 @@ from .pcm import Pcm
 class Codec(Protocol):
     """One conversation's two streams."""
 
-    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
+    def decode(self, payload: bytes) -> AsyncIterator[np.ndarray]:
         """The frames, float32 `[frame_size]`, that a message completes.
 
         They are decoded as they are asked for: whoever has no room for more waits between two.
 
         Raises:
             ttt_cache.serving.errors.MalformedError: it is no such sound, and nothing after it is.
+            ttt_cache.serving.errors.LostError: whatever codes it is gone.
         """
         ...
 
-    def encode(self, pcm: np.ndarray) -> bytes:
-        """The bytes, possibly none, that a frame completes."""
+    async def encode(self, pcm: np.ndarray) -> bytes:
+        """The bytes, possibly none, that a frame completes. May raise `LostError` too."""
+        ...
+
+    def close(self) -> None:
+        """The conversation has ended."""
         ...
 
 
 # By the name that a client asks with, each made from a rate (samples a second) and the samples of
 # a frame. Moshi's own clients ask for nothing, and get Opus.
-CODECS: dict[str, Callable[[int, int], Codec]] = {"opus": Opus, "pcm": Pcm}
+Codecs = Mapping[str, Callable[[int, int], Codec]]
+CODECS: Codecs = {"opus": Opus, "pcm": Pcm}

@@ -62,14 +62,19 @@ class Conversation:
         if not self.ending.done():
             self.ending.set_result((code, reason))
 
+    def close(self) -> None:
+        """It has neither ears nor mouth any more."""
+        self._codec.close()
+
     async def hear(self, payload: bytes) -> int:
         """Take in sound, as soon as there is room for all of it; returns how many frames it was.
 
         Raises:
             MalformedError: it cannot be decoded.
+            LostError: whatever decodes it is gone.
         """
         frames = 0
-        for frame in self._codec.decode(payload):
+        async for frame in self._codec.decode(payload):
             while len(self._inbox) >= INBOX:
                 self._room.clear()
                 await self._room.wait()
@@ -103,11 +108,15 @@ class Conversation:
         return late
 
     async def messages(self) -> list[bytes]:
-        """Wait for the next answer; returns what to send, in Moshi's protocol."""
+        """Wait for the next answer; returns what to send, in Moshi's protocol.
+
+        Raises:
+            LostError: whatever encodes it is gone.
+        """
         answer = await self._outbox.get()
         self._wake()
         sent = []
-        if sound := self._codec.encode(answer.pcm):
+        if sound := await self._codec.encode(answer.pcm):
             sent.append(AUDIO + sound)
         if answer.token not in SILENT:
             sent.append(TEXT + self._piece(answer.token).replace("▁", " ").encode())

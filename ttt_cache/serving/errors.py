@@ -21,5 +21,9 @@ class RefusedError(Exception):
         self.status, self.word = status, word
 
 
+class LostError(Exception):
+    """Whatever codes a client's sound is gone, and with it what it had heard so far."""
+
+
 class MalformedError(ValueError):
     """The sound that a client sent cannot be decoded, nor can anything after it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .clock import Clock
-from .codec import CODECS
+from .codec import CODECS, Codecs
 from .conversation import Conversation
 from .engine import Engine
 from .errors import ABNORMAL, FAILED, GOING_AWAY, MOVED, TAKEN_OVER, RefusedError
@@ -35,6 +35,7 @@ class Host:
         sessions: where they are saved; `None`: they are not.
         save_every: seconds.
         others: servers that share `sessions`; `None`: there are none, or they cannot be asked.
+        codecs: that a client may ask for.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Host:
         sessions: Sessions | None = None,
         save_every: float = 30.0,
         others: Others | None = None,
+        codecs: Codecs = CODECS,
     ) -> None:
         self.metrics, self.stopping = metrics, False
         self._engine, self._clock, self._piece = engine, clock, piece
+        self._codecs = codecs
         self._row_bytes = engine.state_bytes() // engine.rows
         self._saving = None
         if sessions is not None:
@@ -91,14 +94,14 @@ class Host:
 
         Args:
             name: of the session to go on with; `None` begins a new one.
-            codec: one of `CODECS`.
+            codec: the name of one.
 
         Raises:
             RefusedError: with the HTTP status to refuse it with.
         """
         self._refuse_if_stopping()
-        if codec not in CODECS:
-            raise RefusedError(400, "codec", f"codec must be one of {', '.join(CODECS)}")
+        if codec not in self._codecs:
+            raise RefusedError(400, "codec", f"codec must be one of {', '.join(self._codecs)}")
         coming = self._begin(codec) if name is None else self._go_on(name, codec)
         admission = asyncio.ensure_future(coming)
         try:
@@ -194,7 +197,7 @@ class Host:
             if self._saving is not None:
                 self._saving.left(name)
             raise
-        sound = CODECS[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
+        sound = self._codecs[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
         conversation = Conversation(name, row, sound, self._clock.wake, self._piece, path)
         self._here[name] = self._clock.conversations[row] = conversation
         self.metrics.conversations.set(len(self._here))
@@ -203,6 +206,7 @@ class Host:
     async def leave(self, conversation: Conversation, code: int) -> None:
         """Save a conversation and free its row. Nothing that it raises keeps the row."""
         self._clock.conversations.pop(conversation.row, None)
+        conversation.close()
         if conversation.name not in self._coming:
             self._seats += 1  # the model's thread does as asked in order: the row will be free
         saving = self._saving

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Pcm:
         self._bytes = frame_size * WIDTH
         self._rest = b""
 
-    def decode(self, payload: bytes) -> Iterator[np.ndarray]:
+    async def decode(self, payload: bytes) -> AsyncIterator[np.ndarray]:
         """The frames, float32 `[frame_size]`, that a message completes.
 
         Raises:
@@ -37,6 +37,9 @@ class Pcm:
             frame, self._rest = self._rest[: self._bytes], self._rest[self._bytes :]
             yield np.frombuffer(frame, "<i2").astype(np.float32) / SCALE
 
-    def encode(self, pcm: np.ndarray) -> bytes:
+    async def encode(self, pcm: np.ndarray) -> bytes:
         """The bytes of a frame, louder than full scale cut off."""
         return (pcm.clip(-1, 1) * SCALE).astype("<i2").tobytes()
+
+    def close(self) -> None:
+        """Nothing is held."""

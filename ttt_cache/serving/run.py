@@ -17,11 +17,13 @@ from ..checks import device_here
 from ..launch import Install, say
 from .accept import Door
 from .clock import Clock, model_thread
+from .codec import CODECS
 from .engine import Engine
 from .host import Host
 from .listen import bound, tls
 from .load import Files, load
 from .metrics import Metrics
+from .pool import Pool, workers_for
 from .sessions import Sessions
 from .talk import Limits
 from .web import Web
@@ -98,6 +100,7 @@ class Server:
     sockets: list[socket.socket]
     context: ssl.SSLContext | None
     others: Others | None = None  # that share `sessions`
+    pool: Pool = field(default_factory=lambda: Pool(0))
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; then save every conversation."""
@@ -115,12 +118,14 @@ class Server:
         metrics = Metrics(self.engine.rows, self.engine.state_bytes())
         clock = Clock(self.engine, metrics, self.thread)
         options = self.options
+        await self.pool.attach()
         host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every,
-                    self.others)  # fmt: skip
+                    self.others, {**CODECS, "opus": self.pool.opus})  # fmt: skip
         application = Web(host, options.limits, options.token).application()
         door = Door(application, self.sockets, self.engine.rows, self.context)
         ending = asyncio.ensure_future(until(host))
-        tasks = [asyncio.ensure_future(clock.run()), ending]
+        tasks = [asyncio.ensure_future(each) for each in (clock.run(), self.pool.keep())]
+        tasks.append(ending)
         if self.sessions is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:
@@ -140,6 +145,7 @@ class Server:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await door.close()
+            self.pool.close()
 
 
 def prepare(work: Work, others: Others | None = None) -> Server:
@@ -150,7 +156,8 @@ def prepare(work: Work, others: Others | None = None) -> Server:
 
     Raises:
         OSError: files are missing.
-        ValueError: the port, certificate, device, folder of sessions or model cannot be used.
+        ValueError: the port, certificate, device, folder of sessions or model cannot be used, or a
+            process that codes Opus cannot be started.
         ttt_cache.launch.Refused: the cache does not fit the model.
     """
     options, files, install = work.options, work.files, work.install
@@ -162,6 +169,8 @@ def prepare(work: Work, others: Others | None = None) -> Server:
         sockets = bound(options.host, options.port, shared=others is not None)
         for each in sockets:
             undo.enter_context(each)
+        pool = Pool(workers_for(options.rows))
+        undo.callback(pool.close)
         thread = model_thread(files.device)
         undo.callback(thread.shutdown)
 
@@ -173,7 +182,7 @@ def prepare(work: Work, others: Others | None = None) -> Server:
 
         engine, piece = thread.submit(start).result()
         undo.pop_all()
-    return Server(options, thread, engine, piece, sessions, sockets, context, others)
+    return Server(options, thread, engine, piece, sessions, sockets, context, others, pool)
 
 
 async def _signalled(host: Host) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .conversation import AUDIO, Conversation
-from .errors import ABNORMAL, INVALID, VIOLATION, MalformedError
+from .errors import ABNORMAL, FAILED, INVALID, VIOLATION, LostError, MalformedError
 from .host import Host
 
 HANDSHAKE, METADATA = b"\x00", b"\x04"
@@ -137,6 +137,8 @@ class Talk:
             return VIOLATION, "the client does not read what it is sent"
         except ConnectionError:
             return ABNORMAL, None
+        except LostError as error:
+            return FAILED, str(error)
 
     async def _hear(self, peer: Peer) -> Ended:
         """Take in messages until there are no more."""
@@ -158,6 +160,8 @@ class Talk:
                 frames = await self._conversation.hear(sound)
             except MalformedError as error:
                 return INVALID, str(error)[:100]
+            except LostError as error:
+                return FAILED, str(error)
             # Sound of which no frame ever comes keeps nobody connected, and costs no less.
             passed = 0 if frames else passed + 1
             if passed > MOST_PASSED:

@@ -138,7 +138,7 @@ class Client:
             if message.data[:1] != AUDIO:
                 continue
             try:
-                self.arrived += [now for _ in self._codec.decode(message.data[1:])]
+                self.arrived += [now async for _ in self._codec.decode(message.data[1:])]
             except MalformedError as error:
                 raise EndedError(f"an answer is {error}") from None
 

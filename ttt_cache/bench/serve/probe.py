@@ -38,7 +38,7 @@ async def _probe(plan: Plan) -> int:
     async with aiohttp.ClientSession() as session:
         client = await Client.connect(session, plan)
         try:
-            for delay, message in enumerate(messages(plan.codec, MOST_FRAMES, plan.seed)):
+            for delay, message in enumerate(await messages(plan.codec, MOST_FRAMES, plan.seed)):
                 await client.send(message)
                 try:
                     async with asyncio.timeout(PATIENCE_S):

@@ -49,7 +49,7 @@ async def _run(share: Share, pipe: Connection) -> None:
     loop, whole = asyncio.get_running_loop(), asyncio.current_task()
     assert whole is not None
     seed = share.plan.seed + share.numbers.start
-    said = messages(share.plan.codec, share.plan.frames, seed)
+    said = await messages(share.plan.codec, share.plan.frames, seed)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         clients, refused = await _connect(share, session)

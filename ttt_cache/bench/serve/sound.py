@@ -35,7 +35,7 @@ def _syllable(random: np.random.Generator) -> np.ndarray:
     return (0.5 * sound + random.normal(0, 0.002, SYLLABLE)).clip(-1, 1).astype(np.float32)
 
 
-def messages(codec: str, frames: int, seed: int) -> list[bytes]:
+async def messages(codec: str, frames: int, seed: int) -> list[bytes]:
     """A message of Moshi's protocol for each frame of a `voice`, from the stream's head on."""
     coder = CODECS[codec](RATE, FRAME)
-    return [AUDIO + coder.encode(frame) for frame in voice(frames, seed).reshape(-1, FRAME)]
+    return [AUDIO + await coder.encode(frame) for frame in voice(frames, seed).reshape(-1, FRAME)]

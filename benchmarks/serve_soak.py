@@ -1,0 +1,190 @@
+"""Two hours of eight conversations at full speed through the whole of `ttt-cache serve`.
+
+    python benchmarks/serve_soak.py                       # 90,000 frames each, about half an hour
+    python benchmarks/serve_soak.py --frames 2000         # a look
+
+The server, in a process of its own, has a small random Moshi and Mimi (float32, greedy, a memory
+that says something) and saves sessions. Eight clients join one after the other; every two of them
+say the same, so that they must be answered alike; half send Opus, half samples. Shown: memory and
+file descriptors of the server's processes do not grow; no frame is lost or doubled; every message
+is the twin's, byte by byte, though the twins are in other rows and out of step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import resource
+import socket
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+from common import environment, publish, quiet_process
+from rich.progress import Progress
+from soak_clients import DELAY, Crowd
+from soak_server import make, serve
+
+from ttt_cache.evaluation.lines import Line
+
+CODECS = ["opus", "pcm", "opus", "pcm"]  # of the pairs
+LOOKS = 100  # at the memory
+GROWTH_MB = 2.0  # what glibc keeps now and gives back then: docs/results.md, eight hours
+START_S = 120.0
+
+
+def held(server: int) -> dict[str, float]:
+    """Megabytes and file descriptors of the server, and of the processes that it started."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    return {
+        "server_mb": _resident_mb(server),
+        "workers_mb": sum(_resident_mb(int(child)) for child in children),
+        "workers": len(children),
+        "files": sum(len(os.listdir(f"/proc/{each}/fd")) for each in [server, *children]),
+    }
+
+
+def _resident_mb(process: int) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+async def measure(crowd: Crowd, server: int) -> dict[str, Any]:
+    """Let them talk; what the server held meanwhile, and its own metrics at the end."""
+    await _ready(crowd.url)
+    whole, looks = len(crowd.clients) * (crowd.frames - DELAY), []
+    talking, began = asyncio.ensure_future(crowd.talk()), time.monotonic()
+    with Progress() as progress:
+        task = progress.add_task("frames", total=whole)
+        while not talking.done():
+            await asyncio.wait([talking], timeout=0.5)
+            progress.update(task, completed=crowd.answered)
+            if crowd.answered >= whole * (len(looks) + 1) / LOOKS:
+                looks.append({"answered": crowd.answered, **held(server)})
+                if len(looks) % 10 == 0:
+                    progress.console.print(f"{time.monotonic() - began:,.0f} s: {looks[-1]}")
+    async with aiohttp.ClientSession() as session, session.get(f"{crowd.url}/metrics") as response:
+        metrics = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines())
+    return {"seconds": talking.result(), "looks": looks, "metrics": metrics}
+
+
+async def _ready(url: str) -> None:
+    async with asyncio.timeout(START_S), aiohttp.ClientSession() as session:
+        while True:
+            try:
+                async with session.get(f"{url}/health"):
+                    return
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.2)
+
+
+def lines_of(crowd: Crowd, log: dict[str, Any]) -> list[Line]:
+    """The figures and what they must be. The first tenth of the looks is warm-up."""
+    looks, clients, twins = log["looks"][LOOKS // 10 :], crowd.clients, crowd.twins
+    hours = np.array([look["answered"] for look in looks]) / len(clients) / 45_000
+    frames = sum(client.sent for client in clients)
+    metrics = {name: float(log["metrics"][f"ttt_cache_{name}"]) for name in (
+        "frames_total", "step_seconds_sum", "step_seconds_count")}  # fmt: skip
+    lost = [abs(client.sent - DELAY - client.answered) for client in clients]
+    memory = {}
+    for name in ("server", "workers"):
+        megabytes = np.array([look[f"{name}_mb"] for look in looks])
+        tenth = len(looks) // 9 or 1
+        memory |= {
+            f"{name}: memory after a tenth": (megabytes[:tenth].mean(), None),
+            f"{name}: memory in the last tenth": (megabytes[-tenth:].mean(), None),
+            f"{name}: growth from tenth to last": (
+                megabytes[-tenth:].mean() - megabytes[:tenth].mean(), GROWTH_MB),
+            f"{name}: slope per hour of conversations": (np.polyfit(hours, megabytes, 1)[0], None),
+        }  # fmt: skip
+    return [
+        Line("frames of each conversation", crowd.frames, at_least=90_000),
+        Line("frames sent, all", frames),
+        Line("frames that the server stepped, less those", int(metrics["frames_total"]) - frames,
+             at_most=0, at_least=0),
+        Line("answers too few or too many, all", sum(lost), at_most=0),
+        Line("samples that are no whole frame", sum(c.remainder for c in clients), at_most=0),
+        Line("connections closed by the server", sum(c.code is not None for c in clients),
+             at_most=0),
+        Line("messages held against the twin's", sum(t.compared for t in twins)),
+        Line("of which differ", sum(t.differ for t in twins), at_most=0),
+        Line("messages that the twin did not get", sum(len(t.unmatched) for t in twins),
+             at_most=0),
+        Line("messages of text", sum(client.texts for client in clients), above=0),
+        Line("voices that were answered differently", len({c.digest for c in clients}),
+             at_least=len(twins), at_most=len(twins)),
+        *(Line(name, float(value), "MB", most) for name, (value, most) in memory.items()),
+        Line("file descriptors, most", int(max(look["files"] for look in looks))),
+        Line("file descriptors, last less first", int(looks[-1]["files"] - looks[0]["files"]),
+             at_most=0),
+        Line("step of all rows, mean",
+             metrics["step_seconds_sum"] / metrics["step_seconds_count"] * 1e3, "ms"),
+        Line("rows that shared a step, mean", frames / metrics["step_seconds_count"]),
+        Line("wall clock", log["seconds"] / 60, "minutes"),
+        Line("exit status of the server", log["status"], at_most=0, at_least=0),
+    ]  # fmt: skip
+
+
+def run(frames: int, seed: int) -> tuple[list[Line], dict[str, Any]]:
+    """The lines, and details for the JSON."""
+    rows = 2 * len(CODECS)
+    with tempfile.TemporaryDirectory() as name, socket.socket() as free:
+        folder = Path(name)
+        sounds = make(folder, seed)
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+        free.close()
+        most = min(400, frames // 2)  # or the later ones would wait for ever
+        apart = np.random.default_rng(seed).integers(20, most, rows - 1).cumsum()
+        starts = [0, *apart.tolist()]
+        crowd = Crowd(f"http://localhost:{port}", frames, sounds, CODECS, starts)
+        context = multiprocessing.get_context("spawn")
+        server = context.Process(target=serve, args=(folder, port, rows, seed))
+        server.start()
+        try:
+            assert server.pid is not None
+            log = asyncio.run(measure(crowd, server.pid))
+        finally:
+            server.terminate()
+            server.join()
+        log["status"] = server.exitcode
+    log["clients"] = [asdict(client) for client in crowd.clients]
+    log["twins"] = [{**asdict(t), "unmatched": len(t.unmatched)} for t in crowd.twins]
+    return lines_of(crowd, log), log
+
+
+def markdown(lines: list[Line]) -> str:
+    """The table for the docs."""
+    rows = [(x.name, f"{x.figure} {x.unit}".strip(), x.target, x.verdict) for x in lines]
+    head = [("figure", "value", "target", "verdict"), ("---", "---:", "---", "---")]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *rows])
+
+
+def main() -> None:
+    quiet_process()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=90_000, help="of each of the 8 clients")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/serve_soak.json"))
+    options = parser.parse_args()
+    if options.frames < 100:
+        parser.error(f"--frames must be at least 100, got {options.frames}")
+    began = time.process_time()
+    lines, log = run(options.frames, options.seed)
+    log["clients_cpu_s"] = time.process_time() - began
+    log["server_cpu_s"] = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    settings = {"codecs": CODECS, "frames": options.frames}
+    publish(
+        "serve_soak", options.out, environment(options.seed, "float32"), settings, lines, log=log
+    )
+    options.out.with_suffix(".md").write_text(markdown(lines))
+
+
+if __name__ == "__main__":
+    main()
