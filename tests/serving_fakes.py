@@ -15,6 +15,7 @@ from ttt_cache.serving.errors import FAILED, GOING_AWAY, INVALID, TAKEN_OVER, VI
 from ttt_cache.serving.pcm import SCALE
 from ttt_cache.serving.sessions import UnknownError
 
+FOREIGN, UNKNOWN = "f" * 32, "u" * 32  # names of sessions
 BYTES = 2 * FRAME  # of a frame in plain samples
 OURS = {GOING_AWAY, INVALID, VIOLATION, FAILED, TAKEN_OVER}  # docs/serving.md
 
@@ -46,7 +47,7 @@ class Rows:
     frame_size, mimi = FRAME, SimpleNamespace(sample_rate=RATE)
 
     def __init__(self, rows: int) -> None:
-        self.rows, self.fails = rows, False
+        self.rows, self.fails, self.failed = rows, False, False
         self.heard: dict[int, list[int]] = {}
         self.names: dict[int, str] = {}
         self.left: dict[str, list[int]] = {}
@@ -80,14 +81,15 @@ class Rows:
     def age(self, row: int) -> int:
         return len(self.heard[row])
 
-    def session(self, row: int) -> list[int]:
-        return list(self.heard[row])
+    def session(self, row: int) -> list[int] | None:
+        return None if self.failed else list(self.heard[row])
 
     def step(self, frames: dict[int, np.ndarray]) -> dict[int, Answer | None]:
-        if self.fails:
-            raise RuntimeError("the device is lost")
         for row, frame in frames.items():
             self.heard[row].append(round(float(frame[0]) * SCALE) % 16_000)
+        if self.fails:
+            self.failed = True
+            raise RuntimeError("the device is lost")
         return {row: answer_to(self.heard[row]) for row in frames}
 
 
@@ -100,7 +102,7 @@ class Disk:
     """
 
     def __init__(self) -> None:
-        self.kept: dict[str, list[int] | None] = {"foreign": None}
+        self.kept: dict[str, list[int] | None] = {FOREIGN: None}
         self.full = self.broken = False
         self.behind: set[str] = set()
 
@@ -127,6 +129,21 @@ class Disk:
         if self.broken:
             raise FileNotFoundError("no")
         return 0
+
+
+class Neighbours:
+    """Other servers that share the sessions: what this one leaves is to be on the disk."""
+
+    def __init__(self, engine: Rows, disk: Disk) -> None:
+        self._engine, self._disk = engine, disk
+
+    async def take(self, name: str) -> None:
+        """None of them has it."""
+
+    def left(self, name: str) -> None:
+        heard = self._engine.left.get(name)
+        if heard and name not in self._disk.behind and not self._engine.failed:
+            assert self._disk.kept.get(name) == heard, "left before it was saved"
 
 
 class FakePeer:

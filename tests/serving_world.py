@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 from launch_files import FRAME
-from serving_fakes import Disk, FakePeer, Rows
+from serving_fakes import FOREIGN, UNKNOWN, Disk, FakePeer, Neighbours, Rows
 from serving_guest import Guest, piece
 from serving_time import Turns, Worker
 
@@ -50,7 +50,8 @@ class World:
     async def _begin(self) -> None:
         metrics = Metrics(ROWS, 0)
         self.clock = Clock(self.engine, metrics, self.model)  # type: ignore[arg-type]
-        self.host = Host(self.engine, self.clock, metrics, piece, self.disk, 2.0)  # type: ignore[arg-type]
+        others = Neighbours(self.engine, self.disk)
+        self.host = Host(self.engine, self.clock, metrics, piece, self.disk, 2.0, others)  # type: ignore[arg-type]
         self.host._saving._disk = self.store  # type: ignore[assignment, union-attr]
         self.stepping = asyncio.ensure_future(self._step())
         self.saving = asyncio.ensure_future(self.host.save())
@@ -67,7 +68,8 @@ class World:
     def connect(self, kind: str, codec: str, session: int = 0, after: float = 0.0) -> None:
         """A client comes; `after` so many seconds it is connected."""
         known = self.names[session % len(self.names)] if self.names else "new"
-        asked = {"none": None, "known": known}.get(kind, kind)
+        names = {"none": None, "known": known, "foreign": FOREIGN, "unknown": UNKNOWN}
+        asked = names.get(kind, kind)
         guest = Guest(asked, codec)
         guest.connected_after = after
         self.guests.append(guest)
@@ -77,7 +79,7 @@ class World:
         async def connected(conversation: Conversation) -> FakePeer:
             assert conversation.name not in self.engine.names.values(), "one at a time"
             self.engine.names[conversation.row] = conversation.name
-            guest.base = self.engine.session(conversation.row)
+            guest.base = list(self.engine.heard[conversation.row])
             assert guest.base == (self.disk.kept.get(conversation.name) or [])
             self.names.append(conversation.name)
             guest.conversation = conversation

@@ -69,8 +69,40 @@ def test_what_could_not_be_saved_is_tried_again(world: World) -> None:
     assert not world.disk.behind
 
 
+def test_who_leaves_while_it_is_saved_has_left_when_it_is_saved(world: World) -> None:
+    """`Neighbours.left` looks at the disk, which is slow."""
+    guest = world.guests[0]
+    world.say(guest, 5)
+    world.loop.pass_time(1)
+    world.store.seconds = 1.0
+    world.loop.pass_time(1)  # its save is on its way
+    guest.peer.vanish()
+    world.loop.pass_time(0.1)
+    assert guest.conversation is not None
+    name = guest.conversation.name
+    assert name in world.engine.left and name in world.host._here and name not in world.disk.kept
+    world.loop.pass_time(3)
+    assert name not in world.host._here and world.disk.kept[name] == world.engine.left[name]
+
+
+def test_half_a_step_is_saved_over_nothing(world: World) -> None:
+    guest = world.guests[0]
+    world.say(guest, 3)
+    world.settle()
+    assert guest.conversation is not None
+    name = guest.conversation.name
+    kept = list(world.disk.kept[name] or [])
+    assert len(kept) == 3
+    world.engine.fails, world.model.seconds = True, 0.5
+    world.say(guest, 1)
+    world.loop.pass_time(0.1)
+    guest.peer.vanish()
+    world.loop.pass_time(5)
+    assert world.disk.kept[name] == kept
+
+
 which = st.integers(0, 20)  # of the guests, of the sessions
-kinds = st.sampled_from(["none", *["new"] * 3, *["known"] * 4, "foreign", "other"])
+kinds = st.sampled_from(["none", *["new"] * 3, *["known"] * 4, "foreign", "unknown", "no name"])
 codecs = st.sampled_from(["pcm", "pcm", "pcm", "opus"])
 frames = st.integers(1, 8) | st.just(60)
 codes = st.sampled_from([1000, 1001, 1005, 1006, 1009, 4000])

@@ -91,13 +91,16 @@ def test_a_session_of_another_model_and_a_damaged_one(models, heard, tmp_path) -
             url = server.url(f"/api/chat?session={client.session}")
             assert await refused(url) == (409, "the session is not of this model")
             file.write_bytes(whole)
-            parameter = next(models.batched[0].parameters())
-            parameter.data.add_(1)
-            try:
-                assert await refused(url) == (409, "the session is not of this model")
-            finally:
-                parameter.data.sub_(1)
             assert server.engine.free == 1
+        parameter = next(models.batched[0].parameters())
+        parameter.data.add_(1)
+        try:
+            async with served(models, 1, tmp_path) as server:
+                url = server.url(f"/api/chat?session={client.session}")
+                assert await refused(url) == (409, "the session is not of this model")
+                assert server.engine.free == 1
+        finally:
+            parameter.data.sub_(1)
 
     run(test())
 
@@ -148,12 +151,14 @@ def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:
         path = store.path(name)
         path.write_bytes(b"")
         os.utime(path, (time.time() - age, time.time() - age))
-    (tmp_path / "s" / ".half.safetensors").write_bytes(b"")
-    (tmp_path / "s" / "other").write_bytes(b"")
-    os.utime(tmp_path / "s" / "other", (0, 0))
-    assert store.expire() == 1
+    others = [tmp_path / "s" / name for name in ("other", "model.safetensors", "1.safetensors")]
+    half = tmp_path / "s" / ".abc_12de.safetensors"  # as mkstemp calls it
+    for path in (*others, half):
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
+    assert store.expire() == 2 and not half.exists()
     assert [store.path(name).exists() for name in names] == [True, True, False]
-    assert (tmp_path / "s" / "other").exists()
+    assert all(path.exists() for path in others), "an operator's own files"
     with pytest.raises(UnknownError):
         store.take(names[2])
     assert len({*names, *(new_name() for _ in range(1000))}) == 1003

@@ -156,10 +156,15 @@ def put_session(
     described: Described,
     mimi: MimiModel | None = None,
     row: int | Iterable[int] | None = None,
+    identity: Identity | None = None,
 ) -> None:
-    """Go on with a session that `read_session` has read from `path`; as `load_session` else."""
+    """Go on with a session that `read_session` has read from `path`; as `load_session` else.
+
+    Args:
+        identity: as for `take_session`.
+    """
     batch = check_streaming(gen, mimi)
-    check_same(path, described["identity"], identity_of(gen, mimi))
+    check_same(path, described["identity"], identity or identity_of(gen, mimi))
     rows = check_rows(row, batch, described["conversations"], path)
     now = running(gen, mimi)
     saved = _part(tensors, ROWS)

@@ -26,6 +26,7 @@ WAITING = 128  # in the kernel's queue
 # A conversation in plain samples is 48 kB/s. What the kernel would hold for a client that does not
 # read, 4 MB and more, hides for minutes that it does not; what it reads at a time is one callback.
 SOCKET_BYTES = 64 * 1024
+LEAVE_S = 1.0  # for a client to take leave of TLS; till then it counts as a connection
 BROKEN_S = 1.0  # before the next attempt, when the system has no more sockets
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,10 @@ class Door:
         self, connection: socket.socket, reader: asyncio.StreamReader
     ) -> asyncio.Transport:
         transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: asyncio.StreamReaderProtocol(reader), connection, ssl=self._context
+            lambda: asyncio.StreamReaderProtocol(reader),
+            connection,
+            ssl=self._context,
+            ssl_shutdown_timeout=LEAVE_S if self._context else None,
         )
         return transport
 

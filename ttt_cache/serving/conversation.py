@@ -47,8 +47,9 @@ class Conversation:
         path: Path | None = None,
     ) -> None:
         self.name, self.row, self.path = name, row, path
-        self.saved_at = time.monotonic()
-        self.changed = False  # since it was saved
+        self.saved_at = time.monotonic()  # or it was tried
+        self.changed = False  # since then
+        self.unsaved_since: float | None = None  # when the oldest frame came that is not on disk
         self.ended = asyncio.Event()  # its row is free, and it is on disk
         self.ending: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self._codec, self._wake, self._piece = codec, wake, piece
@@ -96,6 +97,8 @@ class Conversation:
         # A client that sends ahead is due an answer at the pace of speech.
         self._due = max(self._due, arrived) + FRAME_S
         self.changed = True
+        if self.unsaved_since is None:
+            self.unsaved_since = time.monotonic()
         return frame
 
     def answer(self, answer: Answer | None) -> bool:

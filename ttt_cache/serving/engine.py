@@ -65,6 +65,7 @@ class Engine:
         self.frame_size = int(mimi.sample_rate / mimi.frame_rate)
         self._free = list(reversed(range(rows)))
         self._ages = [0] * rows  # frames that a row has been given
+        self._failed = False
         with torch.no_grad():
             mimi.streaming_forever(rows)
             gen.streaming_forever(rows)
@@ -100,7 +101,7 @@ class Engine:
         """
         row = self.join()
         try:
-            put_session(self.gen, path, *session, mimi=self.mimi, row=row)
+            put_session(self.gen, path, *session, mimi=self.mimi, row=row, identity=self._identity)
         except BaseException:
             self.leave(row)
             raise
@@ -119,8 +120,13 @@ class Engine:
         """Frames that a conversation has been given since it began."""
         return self._ages[row]
 
-    def session(self, row: int) -> Session:
-        """A conversation as it is now, for `write_session` to write while others go on."""
+    def session(self, row: int) -> Session | None:
+        """A conversation as it is now, for `write_session` to write while others go on.
+
+        `None` once a step has failed, which leaves half a step in the rows.
+        """
+        if self._failed:
+            return None
         tensors, described = take_session(self.gen, self.mimi, row, self._identity)
         if self.device.type == "cpu":  # where they may be those of the running state
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -136,6 +142,13 @@ class Engine:
         Returns:
             an answer for each of them; `None` as long as the model's delays leave nothing to say.
         """
+        try:
+            return self._step(frames)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _step(self, frames: Mapping[int, np.ndarray]) -> dict[int, Answer | None]:
         heard = torch.zeros(self.rows, 1, self.frame_size)
         for row, frame in frames.items():
             heard[row, 0] = torch.from_numpy(frame)

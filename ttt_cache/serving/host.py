@@ -15,7 +15,7 @@ from .engine import Engine
 from .errors import ABNORMAL, FAILED, GOING_AWAY, MOVED, TAKEN_OVER, RefusedError
 from .metrics import Metrics
 from .saving import Saving
-from .sessions import Sessions, TakenError, UnknownError, key, new_name
+from .sessions import NAME, Sessions, TakenError, UnknownError, key, new_name
 
 if TYPE_CHECKING:
     from .engine import Session
@@ -139,6 +139,8 @@ class Host:
         """Take up a session. Whoever knows its name owns it: its connection may be a dead one."""
         if self._saving is None:
             raise RefusedError(404, "unknown", "this server keeps no sessions")
+        if NAME.fullmatch(name) is None:  # before it takes a seat from others
+            raise RefusedError(404, "unknown", "no such session")
         if name in self._coming:
             raise RefusedError(409, "twice", TWICE)
         self._coming.add(name)
@@ -188,6 +190,7 @@ class Host:
     ) -> Conversation:
         """Put a client that has a seat into its row."""
         try:
+            sound = self._codecs[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
             row, path = await coming
             if self.stopping:  # meanwhile
                 await self._clock.call(self._engine.leave, row)
@@ -197,7 +200,6 @@ class Host:
             if self._saving is not None:
                 self._saving.left(name)
             raise
-        sound = self._codecs[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
         conversation = Conversation(name, row, sound, self._clock.wake, self._piece, path)
         self._here[name] = self._clock.conversations[row] = conversation
         self.metrics.conversations.set(len(self._here))
@@ -220,8 +222,10 @@ class Host:
 
         try:
             session = await self._clock.call(last)
-            if saving is not None and session is not None:
-                await saving.write(conversation, session)
+            if saving is not None:
+                if session is not None:
+                    await saving.write(conversation, session)
+                await saving.settled()  # what was taken of it before may be on its way
         finally:
             self._here.pop(conversation.name, None)
             if saving is not None:
@@ -255,5 +259,6 @@ class Host:
 
     async def abandon(self) -> None:
         """The model has failed: end all, and leave on disk what was saved before."""
-        self._saving = None
+        if self._saving is not None:
+            self._saving.give_up()
         await self.stop(FAILED, "the model has failed")

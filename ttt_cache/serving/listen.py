@@ -16,7 +16,8 @@ def tls(folder: Path) -> ssl.SSLContext:
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+        # A key with a passphrase is refused: without one given, Python would ask the terminal.
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem", password="")
     except OSError as error:  # SSLError is one
         raise ValueError(
             f"--ssl must be a folder with a certificate in cert.pem and its key in key.pem, "
@@ -26,7 +27,9 @@ def tls(folder: Path) -> ssl.SSLContext:
 
 
 def bound(host: str, port: int, shared: bool = False) -> list[socket.socket]:
-    """Sockets of every address of a host, taken before a model is loaded; nothing listens yet.
+    """Sockets of every address of a host, taken before a model is loaded.
+
+    Until they are accepted from, clients wait: a port is only taken once something listens there.
 
     Args:
         shared: with other processes of this user that say so, too: the kernel gives each new
@@ -62,6 +65,8 @@ def _socket(family: int, address: tuple, shared: bool) -> socket.socket:
         if family == socket.AF_INET6:  # the IPv4 address has a socket of its own
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(address)
+        if not shared:
+            made.listen(1)
     except OSError:
         made.close()
         raise

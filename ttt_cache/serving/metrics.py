@@ -10,6 +10,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+# Those that a connection ends with. A client may send any other, and each would be a label.
+CODES = {1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1011, 4001}
 STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.15, 0.25, 0.5, 1, 2)
 
 
@@ -58,7 +60,7 @@ class Metrics:
 
     def ended(self, code: int) -> None:
         """A conversation ended."""
-        self._ended.labels(str(code)).inc()
+        self._ended.labels(str(code) if code in CODES else "other").inc()
 
     def saved(self, size: int | None) -> None:
         """A session was written, or (`None`) could not be."""

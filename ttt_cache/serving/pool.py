@@ -91,21 +91,22 @@ class Pool:
             before.close()
             log.error("a process that codes Opus ended with status %s", before.process.returncode)
             try:
-                started = await asyncio.to_thread(_started)
+                await self._start(place)
             except ValueError as error:
                 log.error("%s", error)
                 await asyncio.sleep(PAUSE_S)
-                continue
+
+    async def _start(self, place: int) -> None:
+        started = Worker()
+        try:
+            await asyncio.to_thread(started.wait)
             await started.attach()
-            self._workers[place] = started
+        except BaseException:  # the server ends, too
+            started.close()
+            raise
+        self._workers[place] = started
 
     def close(self) -> None:
         """End all workers."""
         for each in self._workers:
             each.close()
-
-
-def _started() -> Worker:
-    started = Worker()
-    started.wait()
-    return started

@@ -37,15 +37,19 @@ class Saving:
         self, sessions: Sessions, metrics: Metrics, every: float, others: Others | None = None
     ) -> None:
         self._sessions, self._metrics, self._every = sessions, metrics, every
-        self._others = others
+        self._others, self._given_up = others, False
         self._disk = ThreadPoolExecutor(1, "sessions")  # one: what was written first is read first
 
     def wanted(self, conversation: Conversation) -> bool:
         """Whether a conversation is to be saved; what is stepped from now on is not in it."""
-        wanted = conversation.changed
+        wanted = conversation.changed and not self._given_up
         if wanted:
             conversation.changed, conversation.saved_at = False, time.monotonic()
         return wanted
+
+    def give_up(self) -> None:
+        """Leave on disk what was saved before."""
+        self._given_up = True
 
     async def begin(self, name: str) -> Path:
         """A session begins; returns where it is to lie."""
@@ -78,12 +82,18 @@ class Saving:
         try:
             size = await self._on_disk(self._sessions.write, conversation.path, session)
             self._metrics.saved(size)
+            # What was heard while it was written is not in it.
+            conversation.unsaved_since = conversation.saved_at if conversation.changed else None
         except TakenError:
             conversation.end(TAKEN_OVER, MOVED)
         except OSError as error:
             conversation.changed = True
             self._metrics.saved(None)
             log.error("a session could not be saved: %s", error)
+
+    async def settled(self) -> None:
+        """Wait until all that was handed to the disk before is there."""
+        await self._on_disk(lambda: None)
 
     async def run(
         self,
@@ -106,7 +116,7 @@ class Saving:
                 if due and self.wanted(each) and (session := await take(each)) is not None:
                     await self.write(each, session)
             now = time.monotonic()
-            waiting = [now - each.saved_at for each in here if each.changed]
+            waiting = [now - each.unsaved_since for each in here if each.unsaved_since is not None]
             self._metrics.unsaved.set(max(waiting, default=0))
             await asyncio.sleep(pause)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9_-]{32}")
 FILE = re.compile(r"([0-9a-f]{64})(?:\.(\d+))?\.safetensors")
+HALF = re.compile(r"\.[a-z0-9_]{8}\.safetensors")  # written, as `write_whole` calls it
 BYTES = 24  # of chance in a name: 192 bits
 
 
@@ -117,11 +118,15 @@ class Sessions:
         return path.stat().st_size
 
     def expire(self) -> int:
-        """Delete what nobody came back to, and what a kill left half written; returns how many."""
+        """Delete what nobody came back to, and what a kill left half written; returns how many.
+
+        Nothing else that lies there is touched: an operator may have given a folder of weights.
+        """
         deleted, oldest = 0, time.time() - self._keep
         for entry in list(os.scandir(self.folder)):
             with contextlib.suppress(FileNotFoundError):  # another server was faster
-                if entry.name.endswith(".safetensors") and entry.stat().st_mtime < oldest:
+                ours = FILE.fullmatch(entry.name) or HALF.fullmatch(entry.name)
+                if ours and entry.stat().st_mtime < oldest:
                     Path(entry).unlink()
                     deleted += 1
         return deleted

@@ -64,16 +64,16 @@ function show(run, said, trouble = false) {
   else view.show(run.connected ? "talking" : "starting", said, trouble);
 }
 
-/** End what runs, and say why; `forget`: it cannot be gone on with. */
-function stop(said, trouble = false, forget = false) {
+/** End what runs, and say why; `anew`: it cannot be gone on with now. */
+function stop(said, trouble = false, anew = false) {
   const { sound, talk, lock } = running;
   running = null;
-  if (forget) storage.forgetLast();
-  else note(talk);
+  note(talk);
   talk?.stop();
   sound?.close();
   lock?.release();
   offer();
+  if (anew) view.beginAnew(); // its name is kept: the server may have it again later
   view.show("idle", said, trouble);
 }
 

@@ -16,10 +16,6 @@ export function keepLast(session, frames) {
   keep(() => localStorage.setItem(LAST, JSON.stringify({ session, frames })));
 }
 
-export function forgetLast() {
-  keep(() => localStorage.removeItem(LAST));
-}
-
 export function token() {
   try {
     return sessionStorage.getItem(TOKEN) ?? "";

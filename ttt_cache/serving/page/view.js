@@ -52,6 +52,11 @@ export class View {
     return !get("again").hidden && get("go-on").checked;
   }
 
+  /** Unless the user asks again to go on. */
+  beginAnew() {
+    get("go-on").checked = false;
+  }
+
   /** Ask for another token. */
   wrongToken() {
     this.token.setAttribute("aria-invalid", "true");

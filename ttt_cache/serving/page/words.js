@@ -23,7 +23,7 @@ export const REFUSED = {
   stopping: "The server is stopping and takes nobody in. Try again in a while.",
   token: "The server wants its token, and this is not it.",
   full: FULL,
-  session: "The server no longer has that conversation. Press Talk to begin a new one.",
+  session: "The server cannot go on with that conversation. Press Talk to begin a new one.",
   refused: "The server refused the conversation. Press Talk to try again.",
 };
 
