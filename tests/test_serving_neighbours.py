@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -149,6 +150,42 @@ def test_all_seats_are_taken_by_those_who_come_at_once(seats: list[int], tmp_pat
                 coming = [made.come(client) for _ in range(sum(seats) + 3)]
                 came = await asyncio.gather(*coming)
                 assert sum(each is not None for each in came) == sum(seats)
+
+    run(test())
+
+
+ASK = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def test_who_is_at_the_door_has_a_seat_until_he_has_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All connect, then all ask; and between that and the answer nobody is forgotten."""
+    left, hand_on = [], Door._hand_on
+
+    def watched(self: Door, *words: Any) -> None:
+        before = self._room()
+        hand_on(self, *words)
+        left.append(self._room() == before)
+
+    monkeypatch.setattr(Door, "_hand_on", watched)
+
+    async def test() -> None:
+        for _ in range(4):
+            async with street(tmp_path, 3, 3) as (made, _), contextlib.AsyncExitStack() as stack:
+                clients = []
+                for _ in range(6):
+                    clients.append(await asyncio.open_connection("127.0.0.1", made.port))
+                    stack.callback(clients[-1][1].close)
+                await until(lambda: sum(each.connections for each in made.doors) == 6)
+                for _, writer in clients:
+                    writer.write(ASK)
+                answers = [await reader.readline() for reader, _ in clients]
+                assert [b" 101 " in each for each in answers] == [True] * 6
+        assert left == [True] * 24
 
     run(test())
 

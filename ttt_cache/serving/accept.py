@@ -166,6 +166,7 @@ class Door:
         end = asyncio.get_running_loop().call_later(ANSWER_S, self._end, transport)
         self._ends[transport] = end
         self._handed_on.add(transport)
+        self._strangers.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
         handler.data_received(request)
 
     def _end(self, transport: asyncio.Transport) -> None:
