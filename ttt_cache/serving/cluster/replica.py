@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import ray
 from ray import serve
 
 from ...launch import Refused
@@ -29,8 +28,7 @@ class Replica:
         here = serve.get_replica_context()
         replica, options = here.replica_id.unique_id, work.options
         self._others = Replicas(here.app_name, replica)
-        cluster = ray.get_runtime_context().gcs_address
-        name = f"{here.app_name} at {options.host}:{options.port} of {cluster}"
+        name = f"{here.app_name} at {options.host}:{options.port}"
         try:
             neighbours = Machine(meeting_place(name), replica)
             server = prepare(work, self._others, neighbours)
