@@ -227,8 +227,10 @@ def test_who_comes_when_all_are_full_is_refused_and_so_is_who_has_no_token(two: 
         assert await refused(two.url(token="wrong")) == (401, "a token is needed")
         assert (await refused(two.url("a" * 32)))[0] == 404
         await until(lambda: two.whole() and not two.owners(), 30)
-        async with some(two, 2 * ROWS):
-            for _ in range(4):  # whichever it comes to
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(2 * ROWS):  # none is refused, whichever it comes to
+                await stack.enter_async_context(connected(two.url()))
+            for _ in range(4):
                 said = 503, "all conversations are taken; try again later"
                 assert await refused(two.url()) == said
 

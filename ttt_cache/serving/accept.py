@@ -13,9 +13,13 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+
+from .neighbours import Alone, Neighbours, Room
 
 PACE_S = 0.005  # between two new connections at one address; a refusal costs 1 ms
 REQUEST_S = 10.0  # for a request to be whole, with the handshake of TLS
@@ -28,7 +32,9 @@ WAITING = 128  # in the kernel's queue
 SOCKET_BYTES = 64 * 1024
 LEAVE_S = 1.0  # for a client to take leave of TLS; till then it counts as a connection
 BROKEN_S = 1.0  # before the next attempt, when the system has no more sockets
+MOST_HANDED = 8  # times that a connection goes from neighbour to neighbour
 log = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Door:
@@ -40,6 +46,8 @@ class Door:
     Args:
         listeners: bound sockets.
         rows: conversations at once.
+        neighbours: at the same port.
+        free: how many more conversations there can be; neighbours are told.
     """
 
     def __init__(
@@ -48,7 +56,10 @@ class Door:
         listeners: list[socket.socket],
         rows: int,
         context: ssl.SSLContext | None = None,
+        neighbours: Neighbours | None = None,
+        free: Callable[[], int] = lambda: 1,
     ) -> None:
+        application.middlewares.append(self._asked)
         application.on_response_prepare.append(self._answered)  # type: ignore[arg-type]
         faults = log.getChild("faults")
         faults.addFilter(_ours)
@@ -56,8 +67,10 @@ class Door:
             application, access_log=None, logger=faults, shutdown_timeout=5, lingering_time=0
         )
         self._listeners, self._most, self._context = listeners, rows + MARGIN, context
+        self._neighbours, self._free = neighbours or Alone(), free
         self._accepting: list[asyncio.Task[None]] = []
         self._strangers: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._handed_on: set[asyncio.BaseTransport] = set()  # whose request is not yet judged
         self._ends: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}  # of those that ask
 
     async def open(self) -> None:
@@ -68,7 +81,9 @@ class Door:
                 each.setsockopt(socket.SOL_SOCKET, kind, SOCKET_BYTES)
             each.setblocking(False)
             each.listen(WAITING)
-            self._accepting.append(asyncio.ensure_future(self._accept(each)))
+            self._accepting.append(asyncio.ensure_future(self._accept(partial(_newcomer, each))))
+        self._neighbours.open(self._room)
+        self._accepting.append(asyncio.ensure_future(self._accept(self._neighbours.taken)))
 
     async def close(self) -> None:
         """Stop listening, and end every connection."""
@@ -78,6 +93,7 @@ class Door:
         await asyncio.gather(*tasks, return_exceptions=True)
         for each in self._listeners:
             each.close()
+        self._neighbours.close()
         for each in self._ends.values():
             each.cancel()
         await self._runner.cleanup()
@@ -88,16 +104,21 @@ class Door:
         server = self._runner.server
         return len(self._strangers) + (len(server.connections) if server else 0)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+    def _room(self) -> Room:
+        """Who is at the door may want no conversation, or nothing: that shows once it has asked."""
+        asking = sum(not each.is_closing() for each in self._handed_on)
+        return Room(free := self._free(), free - len(self._strangers) - asking)
+
+    async def _accept(self, come: Callable[[], Awaitable[tuple[socket.socket, int]]]) -> None:
         while True:
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, handed = await come()
             except OSError as error:  # too many open files, or the client has gone already
                 log.warning("a connection could not be accepted: %s", error)
                 await asyncio.sleep(BROKEN_S)
                 continue
-            self._let_in(connection)
+            if handed == MOST_HANDED or not self._neighbours.give(connection, handed + 1):
+                self._let_in(connection)
             await asyncio.sleep(PACE_S)
 
     def _let_in(self, connection: socket.socket) -> None:
@@ -148,11 +169,20 @@ class Door:
         handler.connection_made(transport)
         end = asyncio.get_running_loop().call_later(ANSWER_S, self._end, transport)
         self._ends[transport] = end
+        self._handed_on.add(transport)
+        self._strangers.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
         handler.data_received(request)
 
     def _end(self, transport: asyncio.Transport) -> None:
         del self._ends[transport]
+        self._handed_on.discard(transport)
         transport.abort()
+
+    @web.middleware
+    async def _asked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A request is judged, which takes its seat, if any, before anything else happens."""
+        self._handed_on.discard(request.transport)  # type: ignore[arg-type]
+        return await handler(request)
 
     async def _answered(self, request: web.Request, response: web.StreamResponse) -> None:
         """Let those stay that are to talk; whoever goes on asking would pass by the door."""
@@ -161,6 +191,11 @@ class Door:
             response.headers["Connection"] = "close"
         elif end := self._ends.pop(request.transport, None):  # type: ignore[arg-type]
             end.cancel()
+
+
+async def _newcomer(listener: socket.socket) -> tuple[socket.socket, int]:
+    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+    return connection, 0
 
 
 def _ours(record: logging.LogRecord) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .clock import Clock
 from .codec import CODECS, Codecs
@@ -67,6 +67,11 @@ class Host:
         return len(self._here)
 
     @property
+    def free(self) -> int:
+        """How many more there can be."""
+        return 0 if self.stopping else self._seats
+
+    @property
     def rows(self) -> int:
         """How many there may be."""
         return self._engine.rows
@@ -98,6 +103,8 @@ class Host:
 
         Raises:
             RefusedError: with the HTTP status to refuse it with.
+
+        `free` shows it before anything else happens.
         """
         self._refuse_if_stopping()
         if codec not in self._codecs:
@@ -126,16 +133,16 @@ class Host:
             raise RefusedError(503, "full", "all conversations are taken; try again later")
         self._seats -= 1
 
-    async def _begin(self, codec: str) -> Conversation:
+    def _begin(self, codec: str) -> Coroutine[Any, Any, Conversation]:
         self._claim()
         name = new_name()
-        return await self._seated(name, codec, self._join(name))
+        return self._seated(name, codec, self._join(name))
 
     async def _join(self, name: str) -> tuple[int, Path | None]:
         path = None if self._saving is None else await self._saving.begin(name)
         return await self._clock.call(self._engine.join), path
 
-    async def _go_on(self, name: str, codec: str) -> Conversation:
+    def _go_on(self, name: str, codec: str) -> Coroutine[Any, Any, Conversation]:
         """Take up a session. Whoever knows its name owns it: its connection may be a dead one."""
         if self._saving is None:
             raise RefusedError(404, "unknown", "this server keeps no sessions")
@@ -143,13 +150,17 @@ class Host:
             raise RefusedError(404, "unknown", "no such session")
         if name in self._coming:
             raise RefusedError(409, "twice", TWICE)
+        before = self._here.get(name)
+        if before is None or not self._is_stepped(before):
+            self._claim()  # else it leaves its seat to whoever comes for it
         self._coming.add(name)
+        return self._taken_up(name, codec, self._resume(self._saving, name, before is not None))
+
+    async def _taken_up(
+        self, name: str, codec: str, resuming: Awaitable[tuple[int, Path | None]]
+    ) -> Conversation:
         try:
-            before = self._here.get(name)
-            if before is None or not self._is_stepped(before):
-                self._claim()  # else it leaves its seat to whoever comes for it
             await self._end(name)
-            resuming = self._resume(self._saving, name, taken_over=before is not None)
             return await self._seated(name, codec, resuming)
         finally:
             self._coming.discard(name)

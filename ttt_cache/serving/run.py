@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -25,10 +24,12 @@ from .load import Files, load
 from .metrics import Metrics
 from .pool import Pool, workers_for
 from .sessions import Sessions
+from .signals import signalled
 from .talk import Limits
 from .web import Web
 
 if TYPE_CHECKING:
+    from .neighbours import Neighbours
     from .others import Others
 
 
@@ -100,6 +101,7 @@ class Server:
     sockets: list[socket.socket]
     context: ssl.SSLContext | None
     others: Others | None = None  # that share `sessions`
+    neighbours: Neighbours | None = None  # that share the port
     pool: Pool = field(default_factory=lambda: Pool(0))
 
     def run(self) -> None:
@@ -122,7 +124,8 @@ class Server:
         host = Host(self.engine, clock, metrics, self.piece, self.sessions, options.save_every,
                     self.others, {**CODECS, "opus": self.pool.opus})  # fmt: skip
         application = Web(host, options.limits, options.token).application()
-        door = Door(application, self.sockets, self.engine.rows, self.context)
+        door = Door(application, self.sockets, self.engine.rows, self.context, self.neighbours,
+                    lambda: host.free)  # fmt: skip
         ending = asyncio.ensure_future(until(host))
         tasks = [asyncio.ensure_future(each) for each in (clock.run(), self.pool.keep())]
         tasks.append(ending)
@@ -148,11 +151,14 @@ class Server:
             self.pool.close()
 
 
-def prepare(work: Work, others: Others | None = None) -> Server:
+def prepare(
+    work: Work, others: Others | None = None, neighbours: Neighbours | None = None
+) -> Server:
     """Load the model and make all ready; what can be refused before that is.
 
     Args:
-        others: servers that share the folder of sessions, and the port where this machine has some.
+        others: servers that share the folder of sessions.
+        neighbours: those of them that share the port, too.
 
     Raises:
         OSError: files are missing.
@@ -166,7 +172,7 @@ def prepare(work: Work, others: Others | None = None) -> Server:
     context = None if options.ssl is None else tls(options.ssl)
     sessions = options.store()
     with contextlib.ExitStack() as undo:
-        sockets = bound(options.host, options.port, shared=others is not None)
+        sockets = bound(options.host, options.port, shared=neighbours is not None)
         for each in sockets:
             undo.enter_context(each)
         pool = Pool(workers_for(options.rows))
@@ -182,19 +188,9 @@ def prepare(work: Work, others: Others | None = None) -> Server:
 
         engine, piece = thread.submit(start).result()
         undo.pop_all()
-    return Server(options, thread, engine, piece, sessions, sockets, context, others, pool)
+    return Server(options, thread, engine, piece, sessions, sockets, context, others,
+                  neighbours, pool)  # fmt: skip
 
 
 async def _signalled(host: Host) -> None:
     await signalled()
-
-
-async def signalled() -> None:
-    """Wait for SIGINT or SIGTERM. A second one ends the process at once."""
-    loop, came = asyncio.get_running_loop(), asyncio.Event()
-    both = (signal.SIGINT, signal.SIGTERM)
-    for each in both:
-        loop.add_signal_handler(each, came.set)
-    await came.wait()
-    for each in both:
-        loop.remove_signal_handler(each)

@@ -5,6 +5,7 @@ themselves, which share a port on each machine: through Serve's proxy a frame ta
 processes instead of 0.1 of one.
 
 One file each: `replica.py` (a model that is served), `registry.py` and `others.py` (which replica
-has which conversation), `export.py` (metrics), `app.py` (all of that as a Serve application),
-`run.py` (the command). `docs/cluster.md` is the page for users.
+has which conversation), `neighbours.py` and `passing.py` (which of a machine has room),
+`export.py` (metrics), `app.py` (all of that as a Serve application), `run.py` (the command).
+`docs/cluster.md` is the page for users.
 """

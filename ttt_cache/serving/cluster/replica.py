@@ -10,6 +10,7 @@ from ...launch import Refused
 from ..host import Host
 from ..run import Work, prepare
 from .export import Export
+from .neighbours import Machine, meeting_place
 from .others import Replicas
 
 # Around what the operator is to read of a replica that does not begin: Ray passes on a traceback.
@@ -25,9 +26,12 @@ class Replica:
 
     def __init__(self, work: Work) -> None:
         here = serve.get_replica_context()
-        self._others = Replicas(here.app_name, here.replica_id.unique_id)
+        replica, options = here.replica_id.unique_id, work.options
+        self._others = Replicas(here.app_name, replica)
+        name = f"{here.app_name} at {options.host}:{options.port}"
         try:
-            server = prepare(work, self._others)
+            neighbours = Machine(meeting_place(name), replica)
+            server = prepare(work, self._others, neighbours)
         except (OSError, TypeError, ValueError, RuntimeError, Refused) as error:
             raise RuntimeError(f"{BEGIN}{error}{END}") from None
         self._stop = asyncio.Event()

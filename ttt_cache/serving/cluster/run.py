@@ -17,7 +17,8 @@ from ray.exceptions import RayError
 
 from ...launch import say
 from ..listen import bound, tls
-from ..run import Work, signalled
+from ..run import Work
+from ..signals import signalled
 from .app import NAME, application, gpus
 from .others import registry
 from .replica import refusal
