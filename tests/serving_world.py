@@ -80,7 +80,8 @@ class World:
             assert conversation.name not in self.engine.names.values(), "one at a time"
             self.engine.names[conversation.row] = conversation.name
             guest.base = list(self.engine.heard[conversation.row])
-            assert guest.base == (self.disk.kept.get(conversation.name) or [])
+            kept = self.engine.left if takes_over else self.disk.kept
+            assert guest.base == (kept.get(conversation.name) or []), "all of it, disk or no disk"
             self.names.append(conversation.name)
             guest.conversation = conversation
             await asyncio.sleep(guest.connected_after)

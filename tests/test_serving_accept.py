@@ -16,6 +16,7 @@ from test_serving_process import certificate
 
 from ttt_cache.serving import accept
 from ttt_cache.serving.accept import Door
+from ttt_cache.serving.gauge import MOST_HELD
 from ttt_cache.serving.listen import bound, tls
 
 ASK = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -70,6 +71,33 @@ def test_a_connection_asks_once(
 
     run(test())
     assert not caplog.records, "the operator is not told what strangers say"
+
+
+def test_a_message_that_does_not_end_is_not_held(models) -> None:
+    """aiohttp looks at a frame's size when it is all there; this one announces four gigabytes."""
+    upgrade = (
+        b"GET /api/chat?codec=pcm HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+
+    async def test() -> None:
+        async with served(models, 1) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(upgrade)
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"\x82\xff" + (2**32).to_bytes(8, "big") + bytes(4))
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 32 * MOST_HELD:
+                    writer.write(bytes(65536))
+                    await writer.drain()
+                    sent += 65536
+            assert sent < 8 * MOST_HELD
+            await until(lambda: server.engine.free == 1)
+            writer.transport.abort()
+
+    run(test())
 
 
 def test_requests_that_never_end_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

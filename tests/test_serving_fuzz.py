@@ -101,6 +101,20 @@ def test_half_a_step_is_saved_over_nothing(world: World) -> None:
     assert world.disk.kept[name] == kept
 
 
+def test_who_takes_over_loses_nothing_while_the_disk_is_full(world: World) -> None:
+    """`World` compares what the row knows with what it knew."""
+    world.disk.full = True
+    world.say(world.guests[0], 3)
+    world.loop.pass_time(3)
+    world.connect("known", "pcm")
+    world.loop.pass_time(0.1)
+    taker = world.guests[-1]
+    assert taker.refused is None and len(taker.base) == 3
+    world.disk.full = False
+    world.loop.pass_time(2.5)
+    assert not world.disk.behind
+
+
 which = st.integers(0, 20)  # of the guests, of the sessions
 kinds = st.sampled_from(["none", *["new"] * 3, *["known"] * 4, "foreign", "unknown", "no name"])
 codecs = st.sampled_from(["pcm", "pcm", "pcm", "opus"])

@@ -19,6 +19,7 @@ from functools import partial
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from .gauge import Gauge
 from .neighbours import Alone, Neighbours, Room
 
 PACE_S = 0.005  # between two new connections at one address; a refusal costs 1 ms
@@ -165,7 +166,7 @@ class Door:
         transport.pause_reading()
         assert self._runner.server is not None, "set up by open"
         handler = self._runner.server()
-        transport.set_protocol(handler)
+        transport.set_protocol(Gauge(handler, transport))
         handler.connection_made(transport)
         end = asyncio.get_running_loop().call_later(ANSWER_S, self._end, transport)
         self._ends[transport] = end

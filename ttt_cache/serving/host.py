@@ -201,11 +201,14 @@ class Host:
     ) -> Conversation:
         """Put a client that has a seat into its row."""
         try:
-            sound = self._codecs[codec](int(self._engine.mimi.sample_rate), self._engine.frame_size)
             row, path = await coming
-            if self.stopping:  # meanwhile
+            try:
+                self._refuse_if_stopping()  # meanwhile
+                rate = int(self._engine.mimi.sample_rate)
+                sound = self._codecs[codec](rate, self._engine.frame_size)
+            except BaseException:
                 await self._clock.call(self._engine.leave, row)
-                self._refuse_if_stopping()
+                raise
         except BaseException:
             self._seats += 1
             if self._saving is not None:
@@ -220,7 +223,7 @@ class Host:
         """Save a conversation and free its row. Nothing that it raises keeps the row."""
         self._clock.conversations.pop(conversation.row, None)
         conversation.close()
-        if conversation.name not in self._coming:
+        if not (taken_over := conversation.name in self._coming):
             self._seats += 1  # the model's thread does as asked in order: the row will be free
         saving = self._saving
         wanted = saving is not None and saving.wanted(conversation)
@@ -235,7 +238,7 @@ class Host:
             session = await self._clock.call(last)
             if saving is not None:
                 if session is not None:
-                    await saving.write(conversation, session)
+                    await saving.write(conversation, session, taken_over)
                 await saving.settled()  # what was taken of it before may be on its way
         finally:
             self._here.pop(conversation.name, None)

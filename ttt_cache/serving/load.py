@@ -62,8 +62,11 @@ def load(files: Files, install: Install, rows: int) -> Loaded:
     info = files.info()
     mimi = files.mimi(info, files.device)
     tokenizer = files.text_tokenizer(info)
-    with handed_out(install):
-        lm = files.language_model(info, files.device, files.dtype)
+    with handed_out(install) as handed:
+        try:
+            lm = files.language_model(info, files.device, files.dtype)
+        except SystemExit:
+            raise handed.refused[-1] from None
     return Loaded(_generator(info, lm, files.cfg_coef, rows), mimi, tokenizer)
 
 

@@ -74,6 +74,11 @@ class Options:
         """
         return None if self.sessions is None else Sessions(self.sessions, self.keep)
 
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.ssl else 'http'}://{host}:{self.port}"
+
     def absolute(self) -> Options:
         """The same, for a process with another working directory."""
         folders = {name: getattr(self, name) for name in ("ssl", "sessions")}
@@ -133,8 +138,7 @@ class Server:
             tasks.append(asyncio.ensure_future(host.save()))
         try:
             await door.open()
-            scheme = "https" if self.context else "http"
-            say(f"{self.engine.rows} conversations at {scheme}://{options.host}:{options.port}")
+            say(f"{self.engine.rows} conversations at {options.url}")
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if ending not in done:
                 await host.abandon()

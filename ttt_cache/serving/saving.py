@@ -38,6 +38,7 @@ class Saving:
     ) -> None:
         self._sessions, self._metrics, self._every = sessions, metrics, every
         self._others, self._given_up = others, False
+        self._unwritten: dict[str, tuple[Path, Session]] = {}  # on their way from row to row
         self._disk = ThreadPoolExecutor(1, "sessions")  # one: what was written first is read first
 
     def wanted(self, conversation: Conversation) -> bool:
@@ -65,6 +66,8 @@ class Saving:
         """
         if self._others is not None:
             await self._others.take(name)
+        if (unwritten := self._unwritten.pop(name, None)) is not None:
+            return unwritten
         try:
             return await self._on_disk(self._sessions.take, name)
         except OSError as error:
@@ -76,8 +79,14 @@ class Saving:
         if self._others is not None:
             self._others.left(name)
 
-    async def write(self, conversation: Conversation, session: Session) -> None:
-        """A disk that is full is the operator's trouble, not the client's."""
+    async def write(
+        self, conversation: Conversation, session: Session, taken_over: bool = False
+    ) -> None:
+        """A disk that is full is the operator's trouble, not the client's.
+
+        Args:
+            taken_over: it is taken up again at once, if need be without the disk.
+        """
         assert conversation.path is not None, "sessions are kept"
         try:
             size = await self._on_disk(self._sessions.write, conversation.path, session)
@@ -88,6 +97,8 @@ class Saving:
             conversation.end(TAKEN_OVER, MOVED)
         except OSError as error:
             conversation.changed = True
+            if taken_over:
+                self._unwritten[conversation.name] = conversation.path, session
             self._metrics.saved(None)
             log.error("a session could not be saved: %s", error)
 

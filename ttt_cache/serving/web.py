@@ -8,6 +8,7 @@ from aiohttp import WSMsgType, web
 
 from .conversation import Conversation
 from .errors import ABNORMAL, RefusedError
+from .gauge import message_taken
 from .host import Host
 from .page import add_page
 from .talk import MOST_BYTES, Limits, converse
@@ -111,6 +112,7 @@ class Websocket:
 
     async def receive(self) -> bytes | int:
         message = await self._ws.receive()
+        message_taken(self._transport)
         if message.type in ENDED:  # by the client, or by aiohttp: the protocol was broken
             return self._ws.close_code or ABNORMAL
         if message.type is WSMsgType.PING:

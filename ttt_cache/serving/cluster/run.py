@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import torch
 from ray import serve
+from ray._private.utils import read_ray_address  # where `ray.init("auto")` would go
 from ray.exceptions import RayError
 
 from ...launch import say
@@ -39,12 +40,8 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; then save every conversation."""
         options = self.work.options
-        scheme = "https" if options.ssl else "http"
         with self.undo:
-            say(
-                f"{self.replicas} x {options.rows} conversations at "
-                f"{scheme}://{options.host}:{options.port}"
-            )
+            say(f"{self.replicas} x {options.rows} conversations at {options.url}")
             asyncio.run(signalled())
             say("stopping; every conversation is saved and closed")
 
@@ -66,15 +63,33 @@ def prepare(work: Work, replicas: int | None) -> Server:
     if torch.device(work.files.device).index is not None:
         raise ValueError(f"--device must name no number with --ray, got {work.files.device}")
     options.store()
-    for each in bound(options.host, options.port):  # not shared: nobody else listens there
-        each.close()
     with contextlib.ExitStack() as undo:
+        undo.enter_context(_alone(options.port))
+        for each in bound(options.host, options.port):  # not shared: nobody else listens there
+            each.close()
         undo.callback(ray.shutdown)
         _connect()
         count = _count(work, replicas)
         undo.callback(_end)
         _deploy(work, count)
         return Server(work, count, undo.pop_all())
+
+
+def _alone(port: int) -> socket.socket:
+    """Hold a port against another command's replicas, which could share it with ours.
+
+    Raises:
+        ValueError: another command of this machine has it.
+    """
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0ttt-cache serve --ray: {port}")  # gone with this process, however it ends
+    except OSError:
+        held.close()
+        raise ValueError(
+            f"port {port} is in use by another ttt-cache serve --ray; choose another --port"
+        ) from None
+    return held
 
 
 def _end() -> None:
@@ -94,11 +109,13 @@ def _connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported unless asked for
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray would warn otherwise
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS") or None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address not in (None, "auto", LOCAL):
-            _reach(address)
+        # One that another command began for its machine alone is found, too, and does not answer.
+        found = read_ray_address() if address in (None, "auto") else address
+        if found not in (None, LOCAL):
+            _reach(found)
         if address != LOCAL:
             ray.init("auto", **quiet)
             return
@@ -117,6 +134,8 @@ def _connect() -> None:
 def _reach(address: str) -> None:
     """Raise `OSError` or `ValueError` unless something listens: Ray would try for a minute."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("HOST:PORT is wanted")
     socket.create_connection((host, int(port)), REACH_S).close()
 
 
