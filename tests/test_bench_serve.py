@@ -186,5 +186,6 @@ def test_an_interrupted_run_keeps_what_was_measured(ended, tmp_path, monkeypatch
     if ended:
         kept = json.loads((tmp_path / "serve.json").read_text())
         assert kept["interrupted"] and kept["held"] == 1 and len(kept["levels"]) == 2
-        assert "With 2: the generator itself was 70 ms late" in result.stdout
-        assert re.search(r"│ +1 │.*yes │\n│ +2 │.*unknown │", result.stdout)
+        assert "With 2: the generator itself was 70.0 ms late" in result.stdout
+        assert re.search(r"\n +1 .*yes *\n +2 .*unknown *\n", result.stdout)
+        assert "Held in real time: at least 1 (" in result.stdout

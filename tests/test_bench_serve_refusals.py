@@ -30,6 +30,45 @@ def _says(*said: bytes) -> Any:
     return chat
 
 
+def _floods(greeting: bytes, cut_off: list[bool]) -> Any:
+    """A server that talks for 20 s, even while its client leaves; notes whether that one went."""
+
+    async def chat(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_bytes(greeting)
+        try:
+            for _ in range(2000):
+                await socket.send_bytes(b"\x01OggSgarbage")
+                await asyncio.sleep(0.01)
+            cut_off.append(False)
+        except ConnectionError:
+            cut_off.append(True)
+        return socket
+
+    return chat
+
+
+@pytest.mark.parametrize(
+    ("greeting", "says"),
+    [(b"\x00", "ended: an answer is not an Ogg/Opus stream"), (b"\x07", "first message is not 0")],
+)
+def test_servers_that_never_stop_talking(greeting, says, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("ttt_cache.bench.serve.client.LEAVE_S", 0.5)
+    cut_off: list[bool] = []
+
+    async def test() -> None:
+        async with listening(_floods(greeting, cut_off)) as url:
+            result = await asyncio.to_thread(call, "--url", url, "--out", tmp_path / "out")
+            assert result.exit_code == 2 and says in result.stderr, result.output
+            assert "Traceback" not in result.output
+            while not cut_off:
+                await asyncio.sleep(0.05)
+            assert cut_off == [True]
+
+    run(test())
+
+
 def test_servers_that_take_no_one_in(models, tmp_path) -> None:
     async def says(*words: object) -> str:
         result = await asyncio.to_thread(call, *words, "--out", tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .sound import FRAME, RATE
 
 CONNECT_S = 10.0  # for a connection and the handshake
 GRACE_S = 5.0  # for the answers to the last frames
+LEAVE_S = 2.0  # for a server to take note that its client leaves
 
 
 class RefusedError(Exception):
@@ -78,7 +80,7 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             raise RefusedError(f"it does not speak HTTP: {error}") from None
         if greeting.data != HANDSHAKE:
-            await socket.close()
+            await _leave(socket)
             raise RefusedError("it does not speak Moshi's protocol: its first message is not 0")
         return cls(socket, plan.codec)
 
@@ -147,7 +149,14 @@ class Client:
 
     async def close(self) -> None:
         """Take leave."""
-        await self._socket.close()
+        await _leave(self._socket)
+
+
+async def _leave(socket: aiohttp.ClientWebSocketResponse) -> None:
+    """Close; a server that talks on is cut off: aiohttp waits anew after each of its messages."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LEAVE_S):
+            await socket.close()
 
 
 def _loop_time(moment: float) -> float:

@@ -58,10 +58,15 @@ class Level:
         return self.behind_p99_ms is None or self.behind_p99_ms <= BEHIND_MS
 
     @property
-    def held(self) -> bool:
-        """Whether all were held in real time: none refused, broken or lost, p99 within a frame."""
+    def held(self) -> bool | None:
+        """Whether all were held in real time: none refused, broken or lost, p99 within a frame.
+
+        `None`: unknown, as the generator was late itself.
+        """
+        if not self.on_schedule:
+            return None
         whole = not (self.refused or self.broken or self.lost)
-        return whole and self.on_schedule and self.p99_ms is not None and self.p99_ms <= FRAME_MS
+        return whole and self.p99_ms is not None and self.p99_ms <= FRAME_MS
 
     def as_json(self) -> dict[str, Any]:
         """What is infinite, as JSON has no word for it, is `None`."""

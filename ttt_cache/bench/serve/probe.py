@@ -39,9 +39,9 @@ async def _probe(plan: Plan) -> int:
         client = await Client.connect(session, plan)
         try:
             for delay, message in enumerate(await messages(plan.codec, MOST_FRAMES, plan.seed)):
-                await client.send(message)
                 try:
                     async with asyncio.timeout(PATIENCE_S):
+                        await client.send(message)
                         await client.hear(1)
                 except TimeoutError:
                     continue

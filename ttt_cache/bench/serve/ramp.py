@@ -8,15 +8,25 @@ from .figures import Level
 
 FINE = 8  # the gap that is left open, as a share: one in so many
 MOST = 16_384
+UNKNOWN = "unknown"
+Held = Mapping[int, bool | None]  # whether each level was held; `None`: unknown
 
 
-def most_held(held: Mapping[int, bool]) -> int:
-    """The largest level below the smallest that was not held; one above that was luck."""
+def most_held(held: Held) -> int:
+    """The largest level below the smallest not known to be held; one above that was luck."""
     broke = min((n for n, was in held.items() if not was), default=MOST + 1)
     return max((n for n, was in held.items() if was and n < broke), default=0)
 
 
-def following(held: Mapping[int, bool]) -> int | None:
+def verdict(held: Held) -> str:
+    """How many were held, in words: a level of which nothing is known leaves it open."""
+    best = most_held(held)
+    if next((was for _, was in sorted(held.items()) if not was), False) is not None:
+        return str(best)
+    return f"at least {best}" if best else UNKNOWN
+
+
+def following(held: Held) -> int | None:
     """Double until a level is not held, then halve the gap; `None`: it is small enough."""
     best = most_held(held)
     broke = min((n for n, was in held.items() if not was), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from .figures import BEHIND_MS, FRAME_MS, Level
 from .level import measure, seconds
 from .picture import draw
 from .plan import Plan
-from .ramp import levels, most_held
+from .ramp import UNKNOWN, levels, most_held, verdict
 from .server import look
 from .table import ordered, table_of, write_csv
 
@@ -54,11 +55,13 @@ def run(plan: Plan, delay: int) -> dict[str, Any]:
             if not done:
                 raise
             interrupted = True
-    held = most_held({level.clients: level.held for level in done})
+    found = {level.clients: level.held for level in done}
+    answer = verdict(found)
+    held = None if answer == UNKNOWN else most_held(found)
     figures = [level.as_json() for level in ordered(done)]
     result = record | {"interrupted": interrupted, "held": held, "levels": figures}
-    _write(plan, done, result)
-    _say(plan, done, result)
+    _write(plan, done, result, answer)
+    _say(plan, done, answer)
     return result
 
 
@@ -84,7 +87,7 @@ def _about(plan: Plan, delay: int) -> dict[str, Any]:
     }
 
 
-def _write(plan: Plan, done: Sequence[Level], result: dict[str, Any]) -> None:
+def _write(plan: Plan, done: Sequence[Level], result: dict[str, Any], answer: str) -> None:
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     subtitle = (
         f"{plan.url}, {plan.codec}, {plan.seconds:g} s for each level, seed {plan.seed}, "
@@ -95,26 +98,27 @@ def _write(plan: Plan, done: Sequence[Level], result: dict[str, Any]) -> None:
         {
             path["serve.json"]: lambda at: at.write_text(text, encoding="utf-8"),
             path["serve.csv"]: lambda at: write_csv(done, result, at),
-            path["serve.png"]: lambda at: draw(done, result["held"], subtitle, at),
+            path["serve.png"]: lambda at: draw(done, answer, result["held"], subtitle, at),
         }
     )
 
 
-def _say(plan: Plan, done: Sequence[Level], result: dict[str, Any]) -> None:
+def _say(plan: Plan, done: Sequence[Level], answer: str) -> None:
     console = Console()
     console.print(table_of(done))
     for level in ordered(done):
         for reason in level.reasons:
             console.print(f"With {level.clients}: {reason}", highlight=False)
         if not level.on_schedule:
+            behind = math.ceil(10 * (level.behind_p99_ms or 0.0)) / 10  # never "20 of 20 allowed"
             console.print(
-                f"With {level.clients}: the generator itself was {level.behind_p99_ms:.0f} ms "
+                f"With {level.clients}: the generator itself was {behind:.1f} ms "
                 f"late to send (p99; {BEHIND_MS:g} allowed). This says nothing of the server: give "
                 "the generator more cores, or another machine than the server's.",
                 highlight=False,
             )
     console.print(
-        f"Held in real time: {result['held']} (p99 within {FRAME_MS:g} ms, none lost, none refused)"
+        f"Held in real time: {answer} (p99 within {FRAME_MS:g} ms, none lost, none refused)"
     )
     for name in FILES:
         console.print(f"Written: {plan.out / name}", soft_wrap=True)
