@@ -215,6 +215,8 @@ class Host:
                 self._saving.left(name)
             raise
         conversation = Conversation(name, row, sound, self._clock.wake, self._piece, path)
+        if self._saving is not None:
+            self._saving.seated(conversation)
         self._here[name] = self._clock.conversations[row] = conversation
         self.metrics.conversations.set(len(self._here))
         return conversation

@@ -66,13 +66,18 @@ class Saving:
         """
         if self._others is not None:
             await self._others.take(name)
-        if (unwritten := self._unwritten.pop(name, None)) is not None:
+        if (unwritten := self._unwritten.get(name)) is not None:
             return unwritten
         try:
             return await self._on_disk(self._sessions.take, name)
         except OSError as error:
             log.error("a session could not be read: %s", error)
             raise RefusedError(503, "disk", "the session cannot be read; try again later") from None
+
+    def seated(self, conversation: Conversation) -> None:
+        """A conversation has its row: what is not on the disk by now is to be saved from there."""
+        if self._unwritten.pop(conversation.name, None) is not None:
+            conversation.changed, conversation.unsaved_since = True, time.monotonic()
 
     def left(self, name: str) -> None:
         """This server does not go on with a session any more."""
