@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -191,6 +192,7 @@ def prepare(
             return engine, loaded.tokenizer.id_to_piece  # type: ignore[attr-defined]
 
         engine, piece = thread.submit(start).result()
+        gc.freeze()  # what is loaded stays: to look through all of it takes a fifth of a second
         undo.pop_all()
     return Server(options, thread, engine, piece, sessions, sockets, context, others,
                   neighbours, pool)  # fmt: skip
