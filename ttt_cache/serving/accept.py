@@ -22,7 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from .gauge import Gauge
 from .neighbours import Alone, Neighbours, Room
 
-PACE_S = 0.005  # between two new connections at one address; a refusal costs 1 ms
+PACE_S = 0.01  # between two new connections at one address; a refusal costs 1 ms
 REQUEST_S = 10.0  # for a request to be whole, with the handshake of TLS
 ANSWER_S = 30.0  # from then until it is answered, and that is read, or talks
 REQUEST_BYTES = 16 * 1024
