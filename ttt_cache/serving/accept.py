@@ -74,8 +74,8 @@ class Door:
         self._handed_on: set[asyncio.BaseTransport] = set()  # whose request is not yet judged
         self._ends: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}  # of those that ask
 
-    async def open(self) -> None:
-        """Listen."""
+    async def open(self) -> list[asyncio.Task[None]]:
+        """Listen; returns what lets connections in, for ever."""
         await self._runner.setup()
         for each in self._listeners:
             for kind in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # of what is accepted, too
@@ -85,6 +85,7 @@ class Door:
             self._accepting.append(asyncio.ensure_future(self._accept(partial(_newcomer, each))))
         self._neighbours.open(self._room)
         self._accepting.append(asyncio.ensure_future(self._accept(self._neighbours.taken)))
+        return self._accepting
 
     async def close(self) -> None:
         """Stop listening, and end every connection."""

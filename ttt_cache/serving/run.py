@@ -132,16 +132,15 @@ class Server:
         application = Web(host, options.limits, options.token).application()
         door = Door(application, self.sockets, self.engine.rows, self.context, self.neighbours,
                     lambda: host.free)  # fmt: skip
-        ending = asyncio.ensure_future(until(host))
-        tasks = [asyncio.ensure_future(each) for each in (clock.run(), self.pool.keep())]
-        tasks.append(ending)
+        stepping = asyncio.ensure_future(clock.run())
+        tasks = [stepping, *map(asyncio.ensure_future, (until(host), self.pool.keep()))]
         if self.sessions is not None:
             tasks.append(asyncio.ensure_future(host.save()))
         try:
-            await door.open()
+            tasks += await door.open()
             say(f"{self.engine.rows} conversations at {options.url}")
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if ending not in done:
+            if stepping in done:
                 await host.abandon()
             else:
                 say(f"stopping; conversations that end: {host.conversations}")

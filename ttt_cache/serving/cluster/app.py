@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from ray import serve
@@ -15,17 +14,6 @@ from .replica import Replica
 NAME = "ttt-cache"
 HEALTH_S = 2.0  # between two looks; a replica that fails three is replaced
 SHUTDOWN_S = 60.0  # for a replica to save and close all, when Serve ends it
-
-
-def app_builder(args: dict[str, Any]) -> Application:
-    """For `serve deploy`.
-
-    Args:
-        args: options of `ttt-cache serve` by their names, with `_` for `-`; `replicas`, too.
-    """
-    from ...cli.serve import asked
-
-    return application(asked(**args | {"ray": True}), args.get("replicas") or 1)
 
 
 def gpus(work: Work) -> int:

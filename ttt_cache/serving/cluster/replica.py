@@ -48,10 +48,11 @@ class Replica:
         await asyncio.wait([self._serving])
 
     async def _told_to_end(self, host: Host) -> None:
-        beside = (self._others.run(host), Export(host.metrics).run())
+        beside = (self._stop.wait(), self._others.run(host), Export(host.metrics).run())
         tasks = [asyncio.ensure_future(each) for each in beside]
         try:
-            await self._stop.wait()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()  # a fault ends this replica, so that Serve replaces it
         finally:
             for task in tasks:
                 task.cancel()
