@@ -27,6 +27,7 @@ from .pool import Pool, workers_for
 from .sessions import Sessions
 from .signals import signalled
 from .talk import Limits
+from .token import check_token
 from .web import Web
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ class Options:
         Raises:
             ValueError: `token` or `rows` cannot be used.
         """
-        token = self.token
-        if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
-            raise ValueError("--token must be printable ASCII characters, and at least one")
+        check_token(self.token)
         if self.rows < 1:
             raise ValueError(f"--rows must be at least 1, got {self.rows}")
 

@@ -9,6 +9,12 @@ import hmac
 from collections.abc import Mapping
 
 
+def check_token(token: str | None) -> None:
+    """Raise `ValueError` unless it can be shown in a header; `None`: there is none."""
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+        raise ValueError("--token must be printable ASCII characters, and at least one")
+
+
 def shown(authorization: str, query: Mapping[str, str]) -> str:
     """The token that a request shows, or nothing.
 

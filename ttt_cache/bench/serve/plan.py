@@ -13,6 +13,7 @@ from yarl import URL
 from ttt_cache.checks import one_of, real_number, seed_of, whole_number
 from ttt_cache.serving.codec import CODECS
 from ttt_cache.serving.conversation import FRAME_S
+from ttt_cache.serving.token import check_token
 
 CHAT = "/api/chat"
 SCHEMES = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
@@ -107,8 +108,7 @@ def make_plan(
     if token is not None and password is not None:
         raise ValueError("--token and a password in --url exclude each other")
     token = password if token is None else token
-    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
-        raise ValueError("--token must be printable ASCII characters, and at least one")
+    check_token(token)
     levels = None
     if clients:
         levels = tuple(sorted({whole_number("--clients", number, 1) for number in clients}))
