@@ -139,7 +139,7 @@ def test_what_is_refused_before_it_begins(small_moshi: Checkpoint, tmp_path: Pat
             (["--memory", "nonsense"], "nonsense"),
             (["--ttt-cache", tmp_path / "none"], "--ttt-cache and --recent exclude each other"),
             (["--cfg-coef", 2], "--cfg-coef must be 1 for a model without conditions"),
-            (["--recent", 9], "recent + chunk - 1 must be within the context 12"),
+            (["--recent", 11], "recent + chunk - 1 must be within the context 12"),
             (["--device", "nonsense"], "--device must be one of cpu"),
             (["--mimi-weight", tmp_path / "none"], "none"),
             (["--mimi-weight", damaged], f"--mimi-weight: {damaged} is damaged, or no Mimi"),
