@@ -161,8 +161,10 @@ class TTT(Memory):
         both = self.heads * self.head_dim
         parts = self.finite(tokens).split([both, both, self.heads], dim=-1)
         k, v, rate = map(self.split_heads, parts)
-        eta = torch.sigmoid(rate + self.rate.to(rate.dtype)[:, None, None])
-        return Chunk(unit(k), rms_norm(v), eta)
+        # In double: CPUs round those that fill a vector otherwise than the rest, and what a row
+        # learns must not depend on how many others learn at the same time.
+        eta = torch.sigmoid((rate + self.rate.to(rate.dtype)[:, None, None]).double())
+        return Chunk(unit(k), rms_norm(v), eta.to(rate.dtype))
 
     def _by_chunk(self, tokens: Tensor, valid: Tensor) -> Chunk:
         """The same of `[B, K, C, F]`, by chunk: `[K, B * h, C, *]`."""
