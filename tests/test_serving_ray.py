@@ -244,7 +244,7 @@ def test_what_is_refused_before_it_begins(
     words = arguments(small_moshi, free_port())
     for more, said in (
         (["--sessions", tmp_path / "file"], "--sessions must be a folder"),
-        (["--port", two.port], f"port {two.port} of localhost is in use"),
+        (["--port", two.port], f"port {two.port} is in use by another ttt-cache serve --ray"),
         (["--device", "cuda:1"], "--device must name no number with --ray, got cuda:1"),
         (["--token", ""], "--token must be printable ASCII"),
     ):
