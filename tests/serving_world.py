@@ -89,7 +89,7 @@ class World:
                 raise ConnectionResetError
             return guest.peer
 
-        takes_over = guest.asked in self.host._here
+        takes_over = guest.asked in self.host._seats.here
         try:
             await converse(self.host, LIMITS, guest.asked, guest.codec, connected)
         except RefusedError as refused:
@@ -146,7 +146,7 @@ class World:
         for guest in self.guests:
             guest.check()
         assert len(self.engine.heard) == len(self.here), "each has a row, and nobody else"
-        assert self.host._seats == self.engine.free
+        assert self.host._seats.left == self.engine.free
         for guest in self.here:
             assert guest.conversation is not None, "nobody is kept waiting"
             if not self.disk.full and not self.engine.fails:
@@ -169,8 +169,10 @@ class World:
             self.stop()
             self.loop.pass_time(SETTLED_S)
             assert self.stopping.done() and all(guest.task.done() for guest in self.guests)
-            assert self.engine.free == self.host._seats == ROWS
-            assert not self.host._here and not self.host._coming and not self.host._leaving
+            assert self.engine.free == self.host._seats.left == ROWS
+            assert (
+                not self.host._seats.here and not self.host._seats.coming and not self.host._leaving
+            )
             for name, heard in self.engine.left.items():
                 if heard and name not in self.disk.behind and not self.engine.fails:
                     assert self.disk.kept.get(name) == heard, "saved to its last frame"

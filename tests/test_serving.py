@@ -30,7 +30,9 @@ async def said_to(server: Served, pcm: np.ndarray) -> tuple[np.ndarray, str]:
         await client.hear(frames - DELAY)
         await client.hear_for(0.05)  # the last text comes after the sound
         await speaking
-    await until(lambda: client.session not in server.host._here)  # its row is free for the next
+    await until(
+        lambda: client.session not in server.host._seats.here
+    )  # its row is free for the next
     return client.samples, client.text
 
 
@@ -131,7 +133,7 @@ def test_health_and_metrics(models, heard) -> None:
             ):
                 assert line in text.splitlines(), text
             assert "ttt_cache_late_frames_total" in text
-            server.host.stopping = True
+            server.host._seats.stopping = True
             async with session.get(server.url("/health")) as response:
                 assert response.status == 503
 

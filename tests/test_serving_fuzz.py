@@ -80,9 +80,11 @@ def test_who_leaves_while_it_is_saved_has_left_when_it_is_saved(world: World) ->
     world.loop.pass_time(0.1)
     assert guest.conversation is not None
     name = guest.conversation.name
-    assert name in world.engine.left and name in world.host._here and name not in world.disk.kept
+    assert (
+        name in world.engine.left and name in world.host._seats.here and name not in world.disk.kept
+    )
     world.loop.pass_time(3)
-    assert name not in world.host._here and world.disk.kept[name] == world.engine.left[name]
+    assert name not in world.host._seats.here and world.disk.kept[name] == world.engine.left[name]
 
 
 def test_half_a_step_is_saved_over_nothing(world: World) -> None:

@@ -305,7 +305,7 @@ def test_a_seat_is_taken_before_anything_else_happens(models, tmp_path: Path) ->
             assert server.host.free == 2
             await server.host.leave(conversation, 1000)
             assert server.host.free == 3
-            server.host.stopping = True
+            server.host._seats.stopping = True
             assert server.host.free == 0, "nobody is to come here"
 
     run(test())

@@ -38,6 +38,10 @@ class Clock:
         """There may be something to step."""
         self._awake.set()
 
+    def steps(self, conversation: Conversation) -> bool:
+        """Whether a conversation has not begun to leave."""
+        return self.conversations.get(conversation.row) is conversation
+
     async def call(self, work: Callable[..., T], *args: object) -> T:
         """Do something with the model, between two steps, after what was asked before.
 
