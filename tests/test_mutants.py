@@ -56,8 +56,8 @@ MUTANTS = {
         "return tokens >= 0",
     ),
     "memory not reset": (
-        "state.py", "for _, tensor in self.tensors():\n            tensor.masked_fill_",
-        "for name, tensor in self.tensors():\n            '.' in name or tensor.masked_fill_",
+        "state.py", "for _, tensor in self.tensors():\n            tensor.index_fill_",
+        "for name, tensor in self.tensors():\n            '.' in name or tensor.index_fill_",
     ),
     "rows committed without their mask": (
         "state.py", "torch.where(per_row(mask, mine), theirs.to(mine.dtype), mine)", "theirs",
