@@ -60,9 +60,14 @@ class Options:
         """What can be judged without the machine.
 
         Raises:
-            ValueError: `token` or `rows` cannot be used.
+            ValueError: `token`, `host` or `rows` cannot be used.
         """
         check_token(self.token)
+        if not self.host.strip():
+            raise ValueError(
+                "--host must be a name or an address of this machine, such as localhost, or 0.0.0.0 "
+                f"(:: for IPv6) for all of them, got {self.host!r}"
+            )
         if self.rows < 1:
             raise ValueError(f"--rows must be at least 1, got {self.rows}")
 
