@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,9 +64,9 @@ def test_whatever_comes_and_goes(events: list[tuple[bool, float]]) -> None:
             each.failed(FULL) if fails else each.worked()
             said.now += seconds
     failed = [at for at, line in said.lines if "fails" in line]
-    assert all(b - a >= QUIET_S for a, b in zip(failed, failed[1:], strict=False))
+    assert all(b - a >= QUIET_S for a, b in pairwise(failed))
     kinds = ["fails" in line for _, line in said.lines]
-    assert all(a or b for a, b in zip(kinds, kinds[1:], strict=False)), "said once that it works"
+    assert all(a or b for a, b in pairwise(kinds)), "said once that it works"
     assert bool(failed) is any(fails for fails, _ in events)
 
 

@@ -1,4 +1,4 @@
-"""A session that the disk did not take, and that was then not gone on with: neither lost nor old."""
+"""A session that the disk did not take and that was not gone on with: neither lost nor old."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from serving_world import ROWS, World
+from serving_world import World
 
-from ttt_cache.serving.conversation import Conversation
 from ttt_cache.serving.metrics import Metrics
 from ttt_cache.serving.saving import Saving
 from ttt_cache.serving.sessions import Sessions, new_name

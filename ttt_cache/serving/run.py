@@ -24,6 +24,7 @@ from .listen import bound, tls
 from .load import Files, load
 from .metrics import Metrics
 from .pool import Pool, workers_for
+from .room import room_for
 from .sessions import Sessions
 from .signals import signalled
 from .talk import Limits
@@ -60,14 +61,9 @@ class Options:
         """What can be judged without the machine.
 
         Raises:
-            ValueError: `token`, `host` or `rows` cannot be used.
+            ValueError: `token` or `rows` cannot be used.
         """
         check_token(self.token)
-        if not self.host.strip():
-            raise ValueError(
-                "--host must be a name or an address of this machine, such as localhost, or 0.0.0.0 "
-                f"(:: for IPv6) for all of them, got {self.host!r}"
-            )
         if self.rows < 1:
             raise ValueError(f"--rows must be at least 1, got {self.rows}")
 
@@ -117,7 +113,7 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; then save every conversation."""
         try:
-            asyncio.run(self.serve(_signalled))
+            asyncio.run(self.serve(lambda host: signalled()))
         finally:
             self.thread.shutdown()
 
@@ -190,8 +186,9 @@ def prepare(
 
         def start() -> tuple[Engine, Callable[[int], str]]:
             loaded = load(files, install, options.rows)
-            engine = Engine(loaded.gen, loaded.mimi, options.rows)
-            engine.warm_up()
+            with room_for(options.rows, loaded.row_bytes, loaded.gen.lm_model.device):
+                engine = Engine(loaded.gen, loaded.mimi, options.rows)
+                engine.warm_up()
             return engine, loaded.tokenizer.id_to_piece  # type: ignore[attr-defined]
 
         engine, piece = thread.submit(start).result()
@@ -199,7 +196,3 @@ def prepare(
         undo.pop_all()
     return Server(options, thread, engine, piece, sessions, sockets, context, others,
                   neighbours, pool)  # fmt: skip
-
-
-async def _signalled(host: Host) -> None:
-    await signalled()
