@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import pytest
 from launch_files import FRAME, Checkpoint
 from launch_support import SMALL, Ended, free_port, program
 from serving_support import Client, connected, greedy, voices
@@ -105,6 +106,30 @@ def test_killed_and_stopped_servers_go_on(small_moshi: Checkpoint, tmp_path: Pat
     assert process.returncode == 0 and f"stopping; conversations that end: {ROWS}" in stdout
     assert "Traceback" not in stdout
     assert [frames_in_session(folder, name) for name in names] == [each + 6 for each in kept]
+
+
+HANGS = """
+import asyncio, sys, threading
+from ttt_cache.serving.signals import signalled
+threading.Thread(target=threading.Event().wait).start()  # as a write to a disk that hangs
+print("serves", flush=True)
+asyncio.run(signalled())
+print("stops", flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_waits_for_nothing(how: signal.Signals, tmp_path: Path) -> None:
+    process = program("-c", HANGS, cwd=tmp_path)
+    try:
+        for said in ("serves", "stops"):
+            assert process.stdout is not None and process.stdout.readline().strip() == said
+            process.send_signal(how)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == -how and "Traceback" not in stderr
+    finally:
+        process.kill()
+        process.wait()
 
 
 def certificate(folder: Path) -> None:

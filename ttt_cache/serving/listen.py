@@ -52,7 +52,7 @@ def bound(host: str, port: int, shared: bool = False) -> list[socket.socket]:
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
-    except (OSError, OverflowError, UnicodeError) as error:  # the last: no name of a host
+    except (OSError, OverflowError, UnicodeError) as error:
         for each in found:
             each.close()
         raise ValueError(_refused(host, port, error)) from None
