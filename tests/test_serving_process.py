@@ -109,18 +109,20 @@ def test_killed_and_stopped_servers_go_on(small_moshi: Checkpoint, tmp_path: Pat
 
 
 HANGS = """
-import asyncio, sys, threading
+import asyncio, threading
 from ttt_cache.serving.signals import signalled
 threading.Thread(target=threading.Event().wait).start()  # as a write to a disk that hangs
-print("serves", flush=True)
-asyncio.run(signalled())
-print("stops", flush=True)
+async def serve():
+    asyncio.get_running_loop().call_soon(print, "serves")  # which is after `signalled` has begun
+    await signalled()
+    print("stops")
+asyncio.run(serve())
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_waits_for_nothing(how: signal.Signals, tmp_path: Path) -> None:
-    process = program("-c", HANGS, cwd=tmp_path)
+    process = program("-u", "-c", HANGS, cwd=tmp_path)
     try:
         for said in ("serves", "stops"):
             assert process.stdout is not None and process.stdout.readline().strip() == said

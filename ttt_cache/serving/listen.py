@@ -36,7 +36,7 @@ def bound(host: str, port: int, shared: bool = False) -> list[socket.socket]:
             connection to one of those that listen.
 
     Raises:
-        ValueError: there is no such host, or none is named, or the port is in use or not ours to take.
+        ValueError: no host is named, there is none such, or the port is in use or not ours to take.
     """
     if not host.strip():
         raise ValueError(

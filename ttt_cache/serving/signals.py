@@ -6,11 +6,12 @@ import asyncio
 import signal
 
 
-async def signalled() -> None:
+async def signalled(tidy: bool = False) -> None:
     """Wait for SIGINT or SIGTERM. A second one ends the process at once.
 
-    By the system, that is: Python's own way would wait for what its threads are doing, which may be
-    a write to a disk that hangs.
+    Args:
+        tidy: a second SIGINT is a `KeyboardInterrupt`, for a program that must then end others. It
+            waits for what threads are doing, which may be a write to a disk that hangs.
     """
     loop, came = asyncio.get_running_loop(), asyncio.Event()
     both = (signal.SIGINT, signal.SIGTERM)
@@ -19,4 +20,5 @@ async def signalled() -> None:
     await came.wait()
     for each in both:
         loop.remove_signal_handler(each)
-        signal.signal(each, signal.SIG_DFL)
+    if not tidy:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
