@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttt_cache.serving import trouble
+from ttt_cache.serving.logs import log_lines
 from ttt_cache.serving.sessions import Sessions, new_name
 from ttt_cache.serving.trouble import QUIET_S, Trouble
 
@@ -68,6 +70,14 @@ def test_whatever_comes_and_goes(events: list[tuple[bool, float]]) -> None:
     kinds = ["fails" in line for _, line in said.lines]
     assert all(a or b for a, b in pairwise(kinds)), "said once that it works"
     assert bool(failed) is any(fails for fails, _ in events)
+
+
+def test_lines_have_time_and_level(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    log_lines()
+    logging.getLogger("ttt_cache.serving.saving").error("no %s", "space")
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR no space\n", said), said
 
 
 def test_a_damaged_session_is_named_by_the_file_that_lies_there(tmp_path) -> None:
