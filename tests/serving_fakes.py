@@ -42,12 +42,13 @@ class Rows:
         heard: of each row that is taken, its frames' numbers.
         left: what a row had heard when it was left, by its conversation's name.
         fails: every step does, from now on.
+        refuses: what is resumed.
     """
 
     frame_size, mimi = FRAME, SimpleNamespace(sample_rate=RATE)
 
     def __init__(self, rows: int) -> None:
-        self.rows, self.fails, self.failed = rows, False, False
+        self.rows, self.fails, self.failed, self.refuses = rows, False, False, False
         self.heard: dict[int, list[int]] = {}
         self.names: dict[int, str] = {}
         self.left: dict[str, list[int]] = {}
@@ -67,7 +68,7 @@ class Rows:
         return free[0]
 
     def resume(self, path: Path, session: list[int] | None) -> int:
-        if session is None:
+        if session is None or self.refuses:
             raise ValueError("of another model")
         row = self.join()
         self.heard[row] = list(session)

@@ -80,7 +80,7 @@ class World:
             assert conversation.name not in self.engine.names.values(), "one at a time"
             self.engine.names[conversation.row] = conversation.name
             guest.base = list(self.engine.heard[conversation.row])
-            kept = self.engine.left if takes_over else self.disk.kept
+            kept = self.engine.left if takes_over or unwritten else self.disk.kept
             assert guest.base == (kept.get(conversation.name) or []), "all of it, disk or no disk"
             self.names.append(conversation.name)
             guest.conversation = conversation
@@ -90,6 +90,7 @@ class World:
             return guest.peer
 
         takes_over = guest.asked in self.host._seats.here
+        unwritten = guest.asked in self.host._saving._unwritten  # type: ignore[union-attr]
         try:
             await converse(self.host, LIMITS, guest.asked, guest.codec, connected)
         except RefusedError as refused:
@@ -147,6 +148,7 @@ class World:
             guest.check()
         assert len(self.engine.heard) == len(self.here), "each has a row, and nobody else"
         assert self.host._seats.left == self.engine.free
+        assert self.disk.full or not self.host._saving._unwritten, "tried again"  # type: ignore[union-attr]
         for guest in self.here:
             assert guest.conversation is not None, "nobody is kept waiting"
             if not self.disk.full and not self.engine.fails:

@@ -193,10 +193,14 @@ class Clients(RuleBasedStateMachine):
         disk=st.sampled_from([0.01, 0.0, 2.0]),
         full=st.booleans(),
         broken=st.booleans(),
+        refuses=st.booleans(),
     )
-    def is_in_trouble(self, model: float, disk: float, full: bool, broken: bool) -> None:
+    def is_in_trouble(
+        self, model: float, disk: float, full: bool, broken: bool, refuses: bool
+    ) -> None:
         self.world.model.seconds, self.world.store.seconds = model, disk
         self.world.disk.full, self.world.disk.broken = full, broken
+        self.world.engine.refuses = refuses
 
     @rule()
     def settles(self) -> None:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from launch_files import FRAME, RATE, Checkpoint
 from launch_support import free_port, program
 from serving_support import LENGTH, closed, connected, run, served, until
-from test_serving_process import arguments, call, frames_in_session, running
+from test_serving_process import arguments, frames_in_session, running
+from test_serving_refusals import call
 
 from ttt_cache.serving import opus_worker
 from ttt_cache.serving.conversation import INBOX, Conversation

@@ -1,11 +1,10 @@
-"""`ttt-cache serve` in a process: killed, stopped, and what it refuses before it begins."""
+"""`ttt-cache serve` in a process: killed and stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import moshi.client_utils  # noqa: F401 - before CliRunner lends its stderr: it keeps what it finds
 import numpy as np
 import pytest
-from launch_files import FRAME, Checkpoint, add_model, add_speaker
+from launch_files import FRAME, Checkpoint
 from launch_support import SMALL, Ended, free_port, program
 from serving_support import Client, connected, greedy, voices
-from typer.testing import CliRunner
 
-from ttt_cache.cli import main
 from ttt_cache.serving.sessions import Sessions
 from ttt_cache.session_file import read_session
 
@@ -112,60 +108,30 @@ def test_killed_and_stopped_servers_go_on(small_moshi: Checkpoint, tmp_path: Pat
     assert [frames_in_session(folder, name) for name in names] == [each + 6 for each in kept]
 
 
-def call(*words: object) -> Any:
-    return CliRunner().invoke(main, [str(word) for word in words])
+HANGS = """
+import asyncio, threading
+from ttt_cache.serving.signals import signalled
+threading.Thread(target=threading.Event().wait).start()  # as a write to a disk that hangs
+async def serve():
+    asyncio.get_running_loop().call_soon(print, "serves")  # which is after `signalled` has begun
+    await signalled()
+    print("stops")
+asyncio.run(serve())
+"""
 
 
-def test_what_is_refused_before_it_begins(small_moshi: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "cert.pem").write_text("none")
-    (tmp_path / "key.pem").write_text("none")
-    (tmp_path / "damaged").write_bytes(small_moshi.speech.read_bytes()[:1000])
-    damaged = tmp_path / "damaged"
-    port = free_port()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        busy = taken.getsockname()[1]
-        for more, said in (
-            (["--port", busy], f"port {busy} of localhost is in use"),
-            (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
-            (["--host", "192.0.2.1"], "--host must be an address of this machine, got 192.0.2.1"),
-            (["--ssl", tmp_path / "none"], "--ssl must be a folder with a certificate"),
-            (["--ssl", tmp_path], "--ssl must be a folder with a certificate"),
-            (["--sessions", tmp_path / "file"], "--sessions must be a folder, got"),
-            (["--token", ""], "--token must be printable ASCII"),
-            (["--rows", 0], "rows must be at least 1, got 0"),
-            (["--memory", "nonsense"], "nonsense"),
-            (["--ttt-cache", tmp_path / "none"], "--ttt-cache and --recent exclude each other"),
-            (["--cfg-coef", 2], "--cfg-coef must be 1 for a model without conditions"),
-            (["--recent", 11], "recent + chunk - 1 must be within the context 12"),
-            (["--device", "nonsense"], "--device must be one of cpu"),
-            (["--mimi-weight", tmp_path / "none"], "none"),
-            (["--mimi-weight", damaged], f"--mimi-weight: {damaged} is damaged, or no Mimi"),
-            (["--moshi-weight", damaged], f"--moshi-weight: {damaged} is damaged, or no Moshi"),
-            (["--tokenizer", damaged], f"--tokenizer: {damaged} is damaged, or no text tokenizer"),
-            (["--config-path", damaged], f"--config-path: {damaged} is not JSON"),
-            (["--lora-weight", damaged], f"the config that goes with {damaged}, with lora: true"),
-        ):
-            result = call(*arguments(small_moshi, port), *more)
-            assert result.exit_code == 2 and said in result.stderr, (more, result.output)
-            assert "Traceback" not in result.output
-
-
-@pytest.mark.parametrize(
-    ("add", "said"),
-    [
-        (lambda c: add_model(c, "mute", dep_q=0, n_q=2, delays=[0, 0, 0]), "dep_q = 0"),
-        (add_speaker, "the model cannot be batched: Model expects conditioning"),
-    ],
-)
-def test_models_that_cannot_be_batched(add: Any, said: str, small_moshi: Checkpoint) -> None:
-    config = add(small_moshi)
-    weights = small_moshi.folder / f"{config.stem}.safetensors"
-    words = arguments(small_moshi, free_port(), "--moshi-weight", weights, config=config.name)
-    result = call(*words)
-    assert result.exit_code == 2 and said in result.stderr, result.output
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_waits_for_nothing(how: signal.Signals, tmp_path: Path) -> None:
+    process = program("-u", "-c", HANGS, cwd=tmp_path)
+    try:
+        for said in ("serves", "stops"):
+            assert process.stdout is not None and process.stdout.readline().strip() == said
+            process.send_signal(how)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == -how and "Traceback" not in stderr
+    finally:
+        process.kill()
+        process.wait()
 
 
 def certificate(folder: Path) -> None:

@@ -93,7 +93,8 @@ def run(program: str, arguments: Sequence[str], install: Install) -> int:
         SystemExit: the program's own failure.
         KeyboardInterrupt: nor did it handle that; its traceback has been shown.
     """
-    with as_main(program, arguments), handed_out(install) as handed, _without_cuda():
+    given = any(word.partition("=")[0] == "--device" for word in arguments)
+    with as_main(program, arguments), handed_out(install, given) as handed, _without_cuda():
         end = _end_of(program)
     if handed.refused:
         raise handed.refused[0]
@@ -109,11 +110,14 @@ def run(program: str, arguments: Sequence[str], install: Install) -> int:
 
 
 @contextmanager
-def handed_out(install: Install) -> Iterator[HandedOut]:
+def handed_out(install: Install, device_given: bool = False) -> Iterator[HandedOut]:
     """Install a cache in every language model that `CheckpointInfo.get_moshi` returns meanwhile.
 
     That is after its weights and LoRA are loaded, and fused if asked for, and before `LMGen` takes
     it. Models keep their cache afterwards; what moshi hands out then has none.
+
+    Args:
+        device_given: by the user, who need not be told where the model runs without CUDA.
 
     Yields:
         what became of each model so far.
@@ -136,7 +140,7 @@ def handed_out(install: Install) -> Iterator[HandedOut]:
                 raise SystemExit(str(error)) from error
         handed.installed.append(told)
         say(told)
-        if not torch.cuda.is_available():
+        if not device_given and not torch.cuda.is_available():
             say("there is no CUDA on this machine: the model runs on the CPU")
         return model
 

@@ -41,14 +41,22 @@ class Pretrained:
         )
     }  # fmt: skip
 
+    @property
+    def config(self) -> str:
+        """What the config is called in messages."""
+        return self.config_path or f"config.json of {self.hf_repo}"
+
     def info(self) -> CheckpointInfo:
         """Moshi's own description of a checkpoint, local files or the hub's.
 
         Raises:
-            OSError: a file is missing.
+            OSError: a file is missing, or the config cannot be read.
             ValueError: the config is damaged, or it and the LoRA do not go together.
         """
-        key, config = self.keys["config_path"], self.config_path or f"config.json of {self.hf_repo}"
+        key, config = self.keys["config_path"], self.config
+        for field, named in self.keys.items():
+            if field != "hf_repo" and (path := getattr(self, field)) is not None:
+                _check_there(named, path)
         if self.config_path is not None:
             _check_object(key, self.config_path)
         try:
@@ -131,10 +139,19 @@ class Pretrained:
             ) from error
 
 
+def _check_there(key: str, path: str) -> None:
+    """Raise `FileNotFoundError` unless there is such a file, as far as it is of this machine."""
+    if not path.startswith("hf://") and not Path(path.removeprefix("file://")).is_file():
+        what = "is a folder" if Path(path).is_dir() else "is not there"
+        raise FileNotFoundError(f"{key} must be a file, {path} {what}")
+
+
 def _check_object(key: str, path: str) -> None:
     try:
         held = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # JSON and Unicode errors alike
         raise ValueError(f"{key}: {path} is not JSON: {error}") from error
+    except OSError as error:
+        raise OSError(f"{key}: {path} cannot be read: {error.strerror}") from error
     if not isinstance(held, dict):
         raise ValueError(f"{key}: {path} must hold a JSON object, got {type(held).__name__}")

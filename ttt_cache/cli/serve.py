@@ -100,8 +100,10 @@ def serve(
         raise fail("--replicas is for --ray; without it there is one")
     work = asked(**given)
     from ttt_cache.launch import Refused
+    from ttt_cache.serving.logs import log_lines
     from ttt_cache.serving.run import prepare
 
+    log_lines()
     try:
         with refusals("", OSError):
             if ray:

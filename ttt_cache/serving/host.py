@@ -129,6 +129,7 @@ class Host:
             await asyncio.sleep(0.05)
         for name in [name for name in self._seats.here if key(name) == hashed]:
             await self._seats.move(name)
+        await self._write_left()
 
     async def leave(self, conversation: Conversation, code: int) -> None:
         """Save a conversation and free its row. Nothing that it raises keeps the row."""
@@ -163,6 +164,10 @@ class Host:
         if self._saving is not None:
             await self._saving.run(self._seats.here.values(), self._as_it_is)
 
+    async def _write_left(self) -> None:
+        if self._saving is not None:
+            await self._saving.write_left()
+
     async def _as_it_is(self, conversation: Conversation) -> Session | None:
         if not self._clock.steps(conversation):
             return None  # it is leaving, and saved by that
@@ -175,6 +180,7 @@ class Host:
             for each in here:
                 each.end(code, reason)
             await asyncio.gather(*(each.ended.wait() for each in here))
+        await self._write_left()  # of those whom nobody could go on with any more
 
     async def abandon(self) -> None:
         """The model has failed: end all, and leave on disk what was saved before."""

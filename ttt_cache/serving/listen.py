@@ -36,8 +36,13 @@ def bound(host: str, port: int, shared: bool = False) -> list[socket.socket]:
             connection to one of those that listen.
 
     Raises:
-        ValueError: there is no such host, or the port is in use or not ours to take.
+        ValueError: no host is named, there is none such, or the port is in use or not ours to take.
     """
+    if not host.strip():
+        raise ValueError(
+            "--host must be a name or an address of this machine, such as localhost, or 0.0.0.0 "
+            f"or :: for all of its addresses, got {host!r}"
+        )
     found: list[socket.socket] = []
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -47,7 +52,7 @@ def bound(host: str, port: int, shared: bool = False) -> list[socket.socket]:
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         for each in found:
             each.close()
         raise ValueError(_refused(host, port, error)) from None

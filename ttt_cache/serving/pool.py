@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import os
 
 from . import opus_worker as worker
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 def workers_for(rows: int) -> int:
     """How many processes code for so many conversations; one core is left to the server."""
     cores = len(os.sched_getaffinity(0))
-    return 0 if rows <= FEW else min(math.ceil(rows / EACH), max(1, cores - 1))
+    return 0 if rows <= FEW else min(-(-rows // EACH), max(1, cores - 1))
 
 
 class There:

@@ -24,6 +24,7 @@ from .listen import bound, tls
 from .load import Files, load
 from .metrics import Metrics
 from .pool import Pool, workers_for
+from .room import room_for
 from .sessions import Sessions
 from .signals import signalled
 from .talk import Limits
@@ -112,7 +113,7 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; then save every conversation."""
         try:
-            asyncio.run(self.serve(_signalled))
+            asyncio.run(self.serve(lambda host: signalled()))
         finally:
             self.thread.shutdown()
 
@@ -185,8 +186,9 @@ def prepare(
 
         def start() -> tuple[Engine, Callable[[int], str]]:
             loaded = load(files, install, options.rows)
-            engine = Engine(loaded.gen, loaded.mimi, options.rows)
-            engine.warm_up()
+            with room_for(options.rows, loaded.row_bytes, loaded.gen.lm_model.device):
+                engine = Engine(loaded.gen, loaded.mimi, options.rows)
+                engine.warm_up()
             return engine, loaded.tokenizer.id_to_piece  # type: ignore[attr-defined]
 
         engine, piece = thread.submit(start).result()
@@ -194,7 +196,3 @@ def prepare(
         undo.pop_all()
     return Server(options, thread, engine, piece, sessions, sockets, context, others,
                   neighbours, pool)  # fmt: skip
-
-
-async def _signalled(host: Host) -> None:
-    await signalled()

@@ -13,6 +13,7 @@ from .conversation import Conversation
 from .errors import MOVED, TAKEN_OVER, RefusedError
 from .metrics import Metrics
 from .sessions import Sessions, TakenError
+from .trouble import Trouble
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,9 @@ class Saving:
     ) -> None:
         self._sessions, self._metrics, self._every = sessions, metrics, every
         self._others, self._given_up = others, False
-        self._unwritten: dict[str, tuple[Path, Session]] = {}  # on their way from row to row
+        # On their way from row to row, or refused there: nobody else has what is in them.
+        self._unwritten: dict[str, tuple[Path, Session]] = {}
+        self._trouble = Trouble(log, "a session could not be saved", "sessions are saved again")
         self._disk = ThreadPoolExecutor(1, "sessions")  # one: what was written first is read first
 
     def wanted(self, conversation: Conversation) -> bool:
@@ -66,7 +69,7 @@ class Saving:
         """
         if self._others is not None:
             await self._others.take(name)
-        if (unwritten := self._unwritten.get(name)) is not None:
+        if (unwritten := await self._write_again(name)) is not None:
             return unwritten
         try:
             return await self._on_disk(self._sessions.take, name)
@@ -94,18 +97,48 @@ class Saving:
         """
         assert conversation.path is not None, "sessions are kept"
         try:
-            size = await self._on_disk(self._sessions.write, conversation.path, session)
-            self._metrics.saved(size)
+            await self._put(conversation.path, session)
             # What was heard while it was written is not in it.
             conversation.unsaved_since = conversation.saved_at if conversation.changed else None
         except TakenError:
             conversation.end(TAKEN_OVER, MOVED)
-        except OSError as error:
+        except OSError:
             conversation.changed = True
             if taken_over:
                 self._unwritten[conversation.name] = conversation.path, session
+
+    async def write_left(self) -> None:
+        """Try again to write what could not be written, and what was then not gone on with."""
+        for name in list(self._unwritten):
+            await self._write_again(name)
+
+    async def _write_again(self, name: str) -> tuple[Path, Session] | None:
+        """Try again to write a session; returns it if it is still nowhere but here."""
+        if (unwritten := self._unwritten.get(name)) is None:
+            return None
+        try:
+            await self._put(*unwritten)
+        except TakenError:
+            pass  # another server went on with what was on the disk, which is what its client knows
+        except OSError:
+            return unwritten
+        if self._unwritten.get(name) is unwritten:
+            del self._unwritten[name]
+        return None
+
+    async def _put(self, path: Path, session: Session) -> None:
+        """Write a session.
+
+        Raises:
+            TakenError, OSError: as `Sessions.write`; the operator is told of a disk that fails.
+        """
+        try:
+            self._metrics.saved(await self._on_disk(self._sessions.write, path, session))
+            self._trouble.worked()
+        except OSError as error:
             self._metrics.saved(None)
-            log.error("a session could not be saved: %s", error)
+            self._trouble.failed(error)
+            raise
 
     async def settled(self) -> None:
         """Wait until all that was handed to the disk before is there."""
@@ -122,8 +155,11 @@ class Saving:
             here: a view of the conversations that there are.
             take: one as it is now, unless it has left.
         """
-        pause, looked = min(self._every / 10, 1.0), -EXPIRE_S
+        pause, looked, tried = min(self._every / 10, 1.0), -EXPIRE_S, time.monotonic()
         while True:
+            if time.monotonic() - tried > self._every:
+                tried = time.monotonic()
+                await self.write_left()
             if time.monotonic() - looked > EXPIRE_S:
                 looked = time.monotonic()
                 await self._expire()

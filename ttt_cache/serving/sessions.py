@@ -97,8 +97,10 @@ class Sessions:
             raise TakenError("another server takes the session up") from None
         try:
             session = read_session(path)
-        except BaseException:
+        except BaseException as error:
             path.unlink()
+            if isinstance(error, ValueError):  # it names the file that is gone again
+                raise ValueError(str(error).replace(path.name, before.name)) from None
             raise
         for older in there:
             self._path(hashed, older).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from ray import serve
 
 from ...launch import Refused
 from ..host import Host
+from ..logs import log_lines
 from ..run import Work, prepare
 from .export import Export
 from .neighbours import Machine, meeting_place
@@ -25,6 +26,7 @@ class Replica:
     """
 
     def __init__(self, work: Work) -> None:
+        log_lines()
         here = serve.get_replica_context()
         replica, options = here.replica_id.unique_id, work.options
         self._others = Replicas(here.app_name, replica)

@@ -42,7 +42,7 @@ class Server:
         options = self.work.options
         with self.undo:
             say(f"{self.replicas} x {options.rows} conversations at {options.url}")
-            asyncio.run(signalled())
+            asyncio.run(signalled(tidy=True))  # Ray would leave processes
             say("stopping; every conversation is saved and closed")
 
 
