@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 from aiohttp import web
-from overhead_clients import FRAME, OPUS_BYTES, RATE, clients
+from overhead_clients import OPUS_BYTES, clients
 
+from ttt_cache.bench.serve.sound import FRAME, RATE
 from ttt_cache.serving.clock import Clock
 from ttt_cache.serving.engine import Answer, FullError
 from ttt_cache.serving.host import Host

@@ -28,8 +28,9 @@ import aiohttp
 import numpy as np
 from common import environment, publish, quiet_process
 from rich.progress import Progress
-from soak_clients import DELAY, Crowd
+from soak_clients import Crowd
 from soak_server import make, serve
+from voices import DELAY
 
 from ttt_cache.evaluation.lines import Line
 
@@ -58,7 +59,7 @@ def _resident_mb(process: int) -> float:
 async def measure(crowd: Crowd, server: int) -> dict[str, Any]:
     """Let them talk; what the server held meanwhile, and its own metrics at the end."""
     await _ready(crowd.url)
-    whole, looks = len(crowd.clients) * (crowd.frames - DELAY), []
+    whole, looks = len(crowd.talks) * (crowd.frames - DELAY), []
     talking, began = asyncio.ensure_future(crowd.talk()), time.monotonic()
     with Progress() as progress:
         task = progress.add_task("frames", total=whole)
@@ -86,7 +87,7 @@ async def _ready(url: str) -> None:
 
 def lines_of(crowd: Crowd, log: dict[str, Any]) -> list[Line]:
     """The figures and what they must be. The first tenth of the looks is warm-up."""
-    looks, clients, twins = log["looks"][LOOKS // 10 :], crowd.clients, crowd.twins
+    looks, clients, twins = log["looks"][LOOKS // 10 :], crowd.talks, crowd.twins
     hours = np.array([look["answered"] for look in looks]) / len(clients) / 45_000
     frames = sum(client.sent for client in clients)
     metrics = {name: float(log["metrics"][f"ttt_cache_{name}"]) for name in (
@@ -110,7 +111,7 @@ def lines_of(crowd: Crowd, log: dict[str, Any]) -> list[Line]:
              at_most=0, at_least=0),
         Line("answers too few or too many, all", sum(lost), at_most=0),
         Line("samples that are no whole frame", sum(c.remainder for c in clients), at_most=0),
-        Line("connections closed by the server", sum(c.code is not None for c in clients),
+        Line("connections closed by the server", sum(c.ended is not None for c in clients),
              at_most=0),
         Line("messages held against the twin's", sum(t.compared for t in twins)),
         Line("of which differ", sum(t.differ for t in twins), at_most=0),
@@ -154,7 +155,7 @@ def run(frames: int, seed: int) -> tuple[list[Line], dict[str, Any]]:
             server.terminate()
             server.join()
         log["status"] = server.exitcode
-    log["clients"] = [asdict(client) for client in crowd.clients]
+    log["talks"] = [asdict(talk) for talk in crowd.talks]
     log["twins"] = [{**asdict(t), "unmatched": len(t.unmatched)} for t in crowd.twins]
     return lines_of(crowd, log), log
 
