@@ -27,6 +27,7 @@ from typing import Any
 import attacks
 import psutil
 from common import environment, quiet_process
+from held import open_files, resident_mb
 from strangers import TOKEN, Target
 from talkers import talkers
 
@@ -97,8 +98,8 @@ class Watch:
             "idle": machine.idle + machine.iowait,
             "all": sum(machine[:8]),  # those of guests are in the others
             "server": server.user + server.system,
-            "memory": round(self._server.memory_info().rss / 1e6, 1),
-            "files": self._server.num_fds(),
+            "memory": round(resident_mb(self._server.pid), 1),
+            "files": open_files(self._server.pid),
         }
 
 

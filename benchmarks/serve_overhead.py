@@ -21,12 +21,12 @@ import resource
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from aiohttp import web
+from held import resident_mb
 from overhead_clients import OPUS_BYTES, clients
 
 from ttt_cache.bench.serve.sound import FRAME, RATE
@@ -85,12 +85,6 @@ class Bytes:
         pass
 
 
-def memory() -> float:
-    """Megabytes that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
-
-
 async def server(given: argparse.Namespace, frames: int, pipe: Any) -> None:
     pool, rows = Pool(given.workers), given.clients
     await pool.attach()
@@ -109,7 +103,7 @@ async def server(given: argparse.Namespace, frames: int, pipe: Any) -> None:
             await asyncio.sleep(0.2)
             done = int(metrics.registry.get_sample_value("ttt_cache_frames_total") or 0)
             if done >= frames * (len(held) + 1) / 10:
-                held.append(round(memory(), 1))
+                held.append(round(resident_mb(), 1))
         each = (time.process_time() - began) / done
         steps = metrics.registry.get_sample_value("ttt_cache_step_seconds_count")
         print(f"{done} frames in {steps:.0f} steps: {each * 1e3:.3f} ms of processor time each")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
-import os
 import resource
 import socket
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 from common import environment, publish, quiet_process
+from held import descendants, open_files, resident_mb
 from rich.progress import Progress
 from soak_clients import Crowd
 from soak_server import make, serve
@@ -42,18 +42,13 @@ START_S = 120.0
 
 def held(server: int) -> dict[str, float]:
     """Megabytes and file descriptors of the server, and of the processes that it started."""
-    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    workers = descendants(server)
     return {
-        "server_mb": _resident_mb(server),
-        "workers_mb": sum(_resident_mb(int(child)) for child in children),
-        "workers": len(children),
-        "files": sum(len(os.listdir(f"/proc/{each}/fd")) for each in [server, *children]),
+        "server_mb": resident_mb(server),
+        "workers_mb": sum(map(resident_mb, workers)),
+        "workers": len(workers),
+        "files": sum(map(open_files, [server, *workers])),
     }
-
-
-def _resident_mb(process: int) -> float:
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
 
 
 async def measure(crowd: Crowd, server: int) -> dict[str, Any]:
