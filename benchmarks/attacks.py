@@ -106,10 +106,10 @@ async def attempts(target: Target, count: int) -> Counter[str]:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with contextlib.AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession(headers=headers))
-        sockets = [
-            await stack.enter_async_context(session.ws_connect(target.url("codec=pcm")))
-            for _ in range(target.spare)
-        ]
+        sockets = []
+        for _ in range(target.spare):
+            sockets.append(await _seated(session, target.url("codec=pcm")))
+            stack.push_async_callback(sockets[-1].close)
 
         async def stay() -> None:
             while True:
@@ -122,3 +122,13 @@ async def attempts(target: Target, count: int) -> Counter[str]:
             return await times(count, WIDE, lambda: status(target, TOKEN))
         finally:
             staying.cancel()
+
+
+async def _seated(session: aiohttp.ClientSession, url: str) -> aiohttp.ClientWebSocketResponse:
+    """Connect, perhaps once those have left who had the rows in the attack before."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await session.ws_connect(url)
+            except aiohttp.WSServerHandshakeError:
+                await asyncio.sleep(0.1)

@@ -10,12 +10,15 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import sphn
+from voices import ahead
 
+from ttt_cache.bench.serve.client import Client
+from ttt_cache.bench.serve.plan import make_plan
+from ttt_cache.bench.serve.sound import FRAME, RATE
+from ttt_cache.serving.conversation import AUDIO
 from ttt_cache.serving.opus import Opus
 
-RATE, FRAME = 24_000, 1920
 OPUS_BYTES = 300  # of a frame
-AHEAD = 20  # frames that are sent before the first is answered
 VOICES = 4
 SPEECH = Path(__file__).parents[1] / "examples" / "speech.wav"
 
@@ -39,27 +42,17 @@ async def opus_messages(number: int, frames: int) -> list[tuple[bytes, bytes]]:
     return messages
 
 
-async def client(port: int, messages: Iterable[tuple[bytes, bytes]]) -> None:
+async def converse(port: int, messages: Iterable[tuple[bytes, bytes]]) -> None:
     sending, expected = itertools.tee(messages)
-    async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(f"http://localhost:{port}/api/chat") as socket,
-    ):
-        assert await socket.receive_bytes() == b"\x00"
-        ahead = asyncio.Semaphore(AHEAD)
-
-        async def say() -> None:
-            for packet, _ in sending:
-                await ahead.acquire()
-                await socket.send_bytes(b"\x01" + packet)
-
-        saying = asyncio.ensure_future(say())
-        for at, (_, right) in enumerate(expected):
-            while (message := await socket.receive_bytes())[:1] != b"\x01":
-                pass
-            assert message[1:] == right, f"frame {at} was answered with that of another"
-            ahead.release()
-        await saying
+    async with aiohttp.ClientSession() as session:
+        client = await Client.connect(session, make_plan(f"http://localhost:{port}"))
+        async with ahead(client, (AUDIO + packet for packet, _ in sending)) as answered:
+            for at, (_, right) in enumerate(expected):
+                while (message := await client.receive())[:1] != AUDIO:
+                    pass
+                assert message[1:] == right, f"frame {at} was answered with that of another"
+                answered()
+        await client.close()
 
 
 async def clients(port: int, count: int, frames: int, codec: str) -> None:
@@ -69,4 +62,4 @@ async def clients(port: int, count: int, frames: int, codec: str) -> None:
     else:
         voices = [await opus_messages(number, each) for number in range(min(count, VOICES))]
         said = [voices[number % len(voices)] for number in range(count)]
-    await asyncio.gather(*(client(port, messages) for messages in said))
+    await asyncio.gather(*(converse(port, messages) for messages in said))

@@ -27,8 +27,11 @@ from typing import Any
 import attacks
 import psutil
 from common import environment, quiet_process
+from held import open_files, resident_mb
 from strangers import TOKEN, Target
-from talkers import FRAME_S, talkers
+from talkers import talkers
+
+from ttt_cache.serving.conversation import FRAME_S
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,16 +67,16 @@ def serve(flags: list[str], port: int, rows: int) -> psutil.Popen:
 
 
 class Watch:
-    """What the server and the machine do in the meantime."""
+    """What the server and the machine do in the meantime, and some seconds after an attack."""
 
-    def __init__(self, server: psutil.Process) -> None:
-        self._server, self.lines = server, []
+    def __init__(self, server: psutil.Process, after: float) -> None:
+        self._server, self._after, self.lines = server, after, []
 
     async def during(self, name: str, attack: Awaitable[Counter[str]]) -> None:
         before, began = self._look(), time.monotonic()
         ended = await attack
         ended_at = time.monotonic()
-        await asyncio.sleep(2)  # what is left of it is cleared away
+        await asyncio.sleep(self._after)  # what is left of it is cleared away
         after, seconds = self._look(), time.monotonic() - began
         self.lines.append(
             {
@@ -95,8 +98,8 @@ class Watch:
             "idle": machine.idle + machine.iowait,
             "all": sum(machine[:8]),  # those of guests are in the others
             "server": server.user + server.system,
-            "memory": round(self._server.memory_info().rss / 1e6, 1),
-            "files": self._server.num_fds(),
+            "memory": round(resident_mb(self._server.pid), 1),
+            "files": open_files(self._server.pid),
         }
 
 
@@ -166,9 +169,11 @@ def main() -> None:
         over, (here, there) = spawn.Event(), spawn.Pipe()
         process = spawn.Process(target=talkers, args=(port, given.clients, over, there))
         process.start()
-        time.sleep(5)
+        there.close()  # that of this process: if the other ends, `recv` does
+        here.recv()
+        time.sleep(given.hold / 10)
         os.nice(10)
-        watch = Watch(server)
+        watch = Watch(server, given.hold / 10)
         asyncio.run(attack(given, watch, Target(port, given.spare)))
         over.set()
         finish(watch.lines, here.recv())

@@ -13,17 +13,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
-import shlex
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +25,9 @@ from common import environment, publish
 from moshi.models.compression import MimiModel
 from moshi.models.lm import LMGen, LMModel
 from moshi.models.loaders import _mimi_config, get_mimi
+from serve_level import Level, measure
 
-from ttt_cache.bench.serve.plan import Plan, make_plan
 from ttt_cache.bench.serve.ramp import most_held
-from ttt_cache.bench.serve.server import conversations
 from ttt_cache.evaluation.lines import Line
 from ttt_cache.serving.clock import model_thread
 from ttt_cache.serving.engine import Engine
@@ -51,7 +41,6 @@ SMALL: dict[str, Any] = {
     "dim": 64, "num_heads": 2, "num_layers": 2, "context": 250, "depformer_dim": 32,
     "depformer_dim_feedforward": 64, "depformer_num_heads": 1, "depformer_num_layers": 1,
 }  # fmt: skip
-Level = dict[str, Any]
 
 
 @dataclass
@@ -105,39 +94,6 @@ def _narrow_mimi() -> dict[str, Any]:
     """Mimi's own config but for what takes its time."""
     few = {"seanet": {"n_filters": 4}, "transformer": {"num_layers": 1}}
     return _mimi_config | {part: _mimi_config[part] | changed for part, changed in few.items()}
-
-
-def measure(server: Server, options: argparse.Namespace) -> Level:
-    """Serve, and put as many clients on a server as it has rows; what that showed."""
-    with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(1) as beside:
-        plan = make_plan(
-            f"ws://127.0.0.1:{server.options.port}", None, [server.options.rows],
-            options.seconds, options.warm_up, options.codec, options.seed, Path(out),
-        )  # fmt: skip
-        over = threading.Event()
-        level = beside.submit(put_on, plan, over)
-        try:
-            server.run()  # until it is told to end
-        finally:
-            over.set()
-        return level.result()
-
-
-def put_on(plan: Plan, over: threading.Event) -> Level:
-    """Run `ttt-cache bench serve` in a process of its own; then end the server of this one.
-
-    Args:
-        over: that server has ended by itself: nobody is there to take a signal.
-    """
-    try:
-        while conversations(plan) is None and not over.wait(0.1):
-            pass  # it does not listen yet
-        words = shlex.split(plan.command)[1:]
-        subprocess.run([sys.executable, "-m", "ttt_cache.cli", *words], check=True)
-        return json.loads((plan.out / "serve.json").read_text())["levels"][0]
-    finally:
-        if not over.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def levels(models: Models, arm: str, options: argparse.Namespace, until: float) -> Iterator[Level]:

@@ -9,7 +9,7 @@ by a codec that passes bytes on; all else is the server's: websockets, queues, c
 metrics. Clients, in a process of their own, send as fast as they are read and check that every
 frame comes back once, in order, to the one that sent it; with Opus, that it is byte by byte what a
 coder by itself makes of it. Printed: processor time of the server per frame, that of the processes
-which code for it, and the server's memory over time.
+which code for it, and the server's memory; one JSON file keeps that.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ from typing import Any
 
 import numpy as np
 from aiohttp import web
-from overhead_clients import FRAME, OPUS_BYTES, RATE, clients
+from common import environment, publish, quiet_process
+from held import resident_mb
+from overhead_clients import OPUS_BYTES, clients
 
+from ttt_cache.bench.serve.sound import FRAME, RATE
+from ttt_cache.evaluation.lines import Line
 from ttt_cache.serving.clock import Clock
 from ttt_cache.serving.engine import Answer, FullError
 from ttt_cache.serving.host import Host
@@ -84,13 +88,8 @@ class Bytes:
         pass
 
 
-def memory() -> float:
-    """Megabytes that this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
-
-
 async def server(given: argparse.Namespace, frames: int, pipe: Any) -> None:
+    """Serve until so many frames are stepped; sends the port, and at the end what that took."""
     pool, rows = Pool(given.workers), given.clients
     await pool.attach()
     codecs = {"opus": Bytes if given.codec == "stub" else pool.opus}
@@ -108,19 +107,30 @@ async def server(given: argparse.Namespace, frames: int, pipe: Any) -> None:
             await asyncio.sleep(0.2)
             done = int(metrics.registry.get_sample_value("ttt_cache_frames_total") or 0)
             if done >= frames * (len(held) + 1) / 10:
-                held.append(round(memory(), 1))
-        each = (time.process_time() - began) / done
-        steps = metrics.registry.get_sample_value("ttt_cache_step_seconds_count")
-        print(f"{done} frames in {steps:.0f} steps: {each * 1e3:.3f} ms of processor time each")
-        print(f"memory in MB after each tenth: {held}")
+                held.append(resident_mb())
+        found = {"frames": done, "server_s": time.process_time() - began, "memory_mb": held}
+        found["steps"] = metrics.registry.get_sample_value("ttt_cache_step_seconds_count")
         while host.conversations:  # whose last answers are on their way
             await asyncio.sleep(0.1)
         await host.stop()
         stepping.cancel()
         await runner.cleanup()
         pool.close()
-        coding = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) / done
-        print(f"of {given.workers} processes that code: {coding * 1e3:.3f} ms each")
+        found["workers_s"] = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+        pipe.send(found)
+
+
+def lines_of(found: dict[str, Any]) -> list[Line]:
+    frames, held = found["frames"], found["memory_mb"]
+    return [
+        Line("frames, each answered to its client and in order", frames),
+        Line("rows that shared a step, mean", frames / found["steps"]),
+        Line("server: processor time of a frame", found["server_s"] / frames * 1e3, "ms"),
+        Line("workers: processor time of a frame", found["workers_s"] / frames * 1e3, "ms"),
+        Line("server: memory after a tenth", held[0], "MB"),
+        Line("server: memory at the end", held[-1], "MB"),
+        Line("wall clock", found["seconds"], "s"),
+    ]
 
 
 def main() -> None:
@@ -130,15 +140,20 @@ def main() -> None:
     parser.add_argument("--codec", choices=["stub", "opus"], default="stub")
     parser.add_argument("--workers", type=int, default=0, help="that code Opus; 0: the server")
     parser.add_argument("--step-ms", type=float, default=20, help="of the model")
+    parser.add_argument("--out", type=Path, default=Path("out/serve_overhead.json"))
     given = parser.parse_args()
+    quiet_process()
     here, there = multiprocessing.Pipe()
     frames = given.frames // given.clients * given.clients
     process = multiprocessing.Process(target=lambda: asyncio.run(server(given, frames, there)))
     process.start()
     began = time.perf_counter()
     asyncio.run(clients(here.recv(), given.clients, frames, given.codec))
-    print(f"every frame came back to its client, in order, in {time.perf_counter() - began:.0f} s")
+    found = {"seconds": time.perf_counter() - began, **here.recv()}
     process.join()
+    settings = {name: value for name, value in vars(given).items() if name != "out"}
+    record = environment(0, "float32")
+    publish("serve_overhead", given.out, record, settings, lines_of(found), log=found)
 
 
 if __name__ == "__main__":

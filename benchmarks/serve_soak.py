@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
-import os
 import resource
 import socket
 import tempfile
@@ -27,38 +26,35 @@ from typing import Any
 import aiohttp
 import numpy as np
 from common import environment, publish, quiet_process
+from held import descendants, open_files, resident_mb
 from rich.progress import Progress
-from soak_clients import DELAY, Crowd
+from soak_clients import Crowd
+from soak_lines import lines_of, markdown
 from soak_server import make, serve
+from voices import DELAY
 
 from ttt_cache.evaluation.lines import Line
 
 CODECS = ["opus", "pcm", "opus", "pcm"]  # of the pairs
 LOOKS = 100  # at the memory
-GROWTH_MB = 2.0  # what glibc keeps now and gives back then: docs/results.md, eight hours
 START_S = 120.0
 
 
 def held(server: int) -> dict[str, float]:
     """Megabytes and file descriptors of the server, and of the processes that it started."""
-    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    workers = descendants(server)
     return {
-        "server_mb": _resident_mb(server),
-        "workers_mb": sum(_resident_mb(int(child)) for child in children),
-        "workers": len(children),
-        "files": sum(len(os.listdir(f"/proc/{each}/fd")) for each in [server, *children]),
+        "server_mb": resident_mb(server),
+        "workers_mb": sum(map(resident_mb, workers)),
+        "workers": len(workers),
+        "files": sum(map(open_files, [server, *workers])),
     }
-
-
-def _resident_mb(process: int) -> float:
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
 
 
 async def measure(crowd: Crowd, server: int) -> dict[str, Any]:
     """Let them talk; what the server held meanwhile, and its own metrics at the end."""
     await _ready(crowd.url)
-    whole, looks = len(crowd.clients) * (crowd.frames - DELAY), []
+    whole, looks = len(crowd.talks) * (crowd.frames - DELAY), []
     talking, began = asyncio.ensure_future(crowd.talk()), time.monotonic()
     with Progress() as progress:
         task = progress.add_task("frames", total=whole)
@@ -84,53 +80,6 @@ async def _ready(url: str) -> None:
                 await asyncio.sleep(0.2)
 
 
-def lines_of(crowd: Crowd, log: dict[str, Any]) -> list[Line]:
-    """The figures and what they must be. The first tenth of the looks is warm-up."""
-    looks, clients, twins = log["looks"][LOOKS // 10 :], crowd.clients, crowd.twins
-    hours = np.array([look["answered"] for look in looks]) / len(clients) / 45_000
-    frames = sum(client.sent for client in clients)
-    metrics = {name: float(log["metrics"][f"ttt_cache_{name}"]) for name in (
-        "frames_total", "step_seconds_sum", "step_seconds_count")}  # fmt: skip
-    lost = [abs(client.sent - DELAY - client.answered) for client in clients]
-    memory = {}
-    for name in ("server", "workers"):
-        megabytes = np.array([look[f"{name}_mb"] for look in looks])
-        tenth = len(looks) // 9 or 1
-        memory |= {
-            f"{name}: memory after a tenth": (megabytes[:tenth].mean(), None),
-            f"{name}: memory in the last tenth": (megabytes[-tenth:].mean(), None),
-            f"{name}: growth from tenth to last": (
-                megabytes[-tenth:].mean() - megabytes[:tenth].mean(), GROWTH_MB),
-            f"{name}: slope per hour of conversations": (np.polyfit(hours, megabytes, 1)[0], None),
-        }  # fmt: skip
-    return [
-        Line("frames of each conversation", crowd.frames, at_least=90_000),
-        Line("frames sent, all", frames),
-        Line("frames that the server stepped, less those", int(metrics["frames_total"]) - frames,
-             at_most=0, at_least=0),
-        Line("answers too few or too many, all", sum(lost), at_most=0),
-        Line("samples that are no whole frame", sum(c.remainder for c in clients), at_most=0),
-        Line("connections closed by the server", sum(c.code is not None for c in clients),
-             at_most=0),
-        Line("messages held against the twin's", sum(t.compared for t in twins)),
-        Line("of which differ", sum(t.differ for t in twins), at_most=0),
-        Line("messages that the twin did not get", sum(len(t.unmatched) for t in twins),
-             at_most=0),
-        Line("messages of text", sum(client.texts for client in clients), above=0),
-        Line("voices that were answered differently", len({c.digest for c in clients}),
-             at_least=len(twins), at_most=len(twins)),
-        *(Line(name, float(value), "MB", most) for name, (value, most) in memory.items()),
-        Line("file descriptors, most", int(max(look["files"] for look in looks))),
-        Line("file descriptors, last less first", int(looks[-1]["files"] - looks[0]["files"]),
-             at_most=0),
-        Line("step of all rows, mean",
-             metrics["step_seconds_sum"] / metrics["step_seconds_count"] * 1e3, "ms"),
-        Line("rows that shared a step, mean", frames / metrics["step_seconds_count"]),
-        Line("wall clock", log["seconds"] / 60, "minutes"),
-        Line("exit status of the server", log["status"], at_most=0, at_least=0),
-    ]  # fmt: skip
-
-
 def run(frames: int, seed: int) -> tuple[list[Line], dict[str, Any]]:
     """The lines, and details for the JSON."""
     rows = 2 * len(CODECS)
@@ -154,16 +103,9 @@ def run(frames: int, seed: int) -> tuple[list[Line], dict[str, Any]]:
             server.terminate()
             server.join()
         log["status"] = server.exitcode
-    log["clients"] = [asdict(client) for client in crowd.clients]
+    log["talks"] = [asdict(talk) for talk in crowd.talks]
     log["twins"] = [{**asdict(t), "unmatched": len(t.unmatched)} for t in crowd.twins]
     return lines_of(crowd, log), log
-
-
-def markdown(lines: list[Line]) -> str:
-    """The table for the docs."""
-    rows = [(x.name, f"{x.figure} {x.unit}".strip(), x.target, x.verdict) for x in lines]
-    head = [("figure", "value", "target", "verdict"), ("---", "---:", "---", "---")]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [*head, *rows])
 
 
 def main() -> None:
@@ -173,8 +115,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/serve_soak.json"))
     options = parser.parse_args()
-    if options.frames < 100:
-        parser.error(f"--frames must be at least 100, got {options.frames}")
+    if options.frames < 50:
+        parser.error(f"--frames must be at least 50, got {options.frames}")
     began = time.process_time()
     lines, log = run(options.frames, options.seed)
     log["clients_cpu_s"] = time.process_time() - began

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from held import resident_mb
 from moshi.modules.streaming import StreamingModule
 from rich.progress import Progress
 from torch import Tensor
@@ -62,11 +61,6 @@ class Conversation:
     def tensors(self) -> list[Tensor]:
         """Every tensor of those states but the exec masks."""
         return [tensor for state in self.states() for _, tensor in state.cache.tensors()]
-
-
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def soak(talk: Conversation, steps: int, seed: int) -> States:

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 import aiohttp
 import numpy as np
 import sphn
+from voices import DELAY, ahead, packets
 
-RATE, FRAME = 24_000, 1920
-DELAY = 1  # frames before the first answer of the small model
-AHEAD = 20  # frames that a client sends before the first of them is answered
+from ttt_cache.bench.serve.client import Client, EndedError
+from ttt_cache.bench.serve.plan import make_plan
+from ttt_cache.bench.serve.sound import FRAME, RATE
+from ttt_cache.serving.conversation import AUDIO, TEXT
+
 REST_S = 2.0  # after the last answer, for what should not come
-AUDIO, TEXT = 1, 2
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Twins:
 
 
 @dataclass
-class Client:
+class Talk:
     """What became of one conversation.
 
     Attributes:
@@ -59,7 +61,7 @@ class Client:
         remainder: samples of a frame that did not come back whole.
         texts: messages of text.
         digest: of all that it was answered.
-        code: what the connection was closed with, if it was.
+        ended: how the server ended it, if it did.
     """
 
     codec: str
@@ -68,60 +70,42 @@ class Client:
     remainder: int = 0
     texts: int = 0
     digest: int = 0
-    code: int | None = None
+    ended: str | None = None
 
-
-def packets(codec: str, sound: np.ndarray) -> Iterator[bytes]:
-    """A voice's messages without end; `sound`: float32 `[frames, FRAME]`, said again and again."""
-    if codec == "pcm":
-        frames = (sound.clip(-1, 1) * 32767).astype("<i2")
-        yield from itertools.cycle(b"\x01" + frame.tobytes() for frame in frames)
-    writer = sphn.OpusStreamWriter(RATE)
-    for frame in itertools.cycle(sound):
-        yield b"\x01" + writer.append_pcm(frame)
+    def said(self, voice: Iterator[bytes]) -> Iterator[bytes]:
+        """Its messages; one has been sent when the next one is asked for."""
+        for message in voice:
+            yield message
+            self.sent += 1
 
 
 async def converse(
-    url: str, client: Client, frames: int, voice: Iterator[bytes], twins: Twins, twin: int
+    client: Client, talk: Talk, frames: int, voice: Iterator[bytes], twins: Twins, twin: int
 ) -> None:
     """Say so many frames, as fast as they are answered, and hear until nothing more comes."""
-    reader = sphn.OpusStreamReader(RATE)
-    async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(f"{url}/api/chat?codec={client.codec}") as socket,
-    ):
-        room = asyncio.Semaphore(AHEAD)
-
-        async def say() -> None:
-            for message in itertools.islice(voice, frames):
-                await room.acquire()
-                await socket.send_bytes(message)
-                client.sent += 1
-
-        assert await socket.receive_bytes() == b"\x00", "the handshake"
-        saying, samples = asyncio.ensure_future(say()), 0
+    # Not the client's own coder, which is the server's and keeps what is no whole frame.
+    reader, samples = sphn.OpusStreamReader(RATE), 0
+    async with ahead(client, talk.said(itertools.islice(voice, frames))) as answered:
         while True:
-            done = client.answered >= frames - DELAY
+            done = talk.answered >= frames - DELAY
             try:
-                received = await socket.receive(REST_S if done else None)
+                async with asyncio.timeout(REST_S if done else None):
+                    message = await client.receive()
             except TimeoutError:
-                break
-            if received.type is not aiohttp.WSMsgType.BINARY:
-                client.code = socket.close_code
-                break
-            message = received.data
+                return
+            except EndedError as error:
+                talk.ended = str(error)
+                return
             twins.heard(twin, message)
-            client.digest = hash((client.digest, message))
-            if message[0] == TEXT:
-                client.texts += 1
+            talk.digest = hash((talk.digest, message))
+            talk.texts += message[:1] == TEXT
+            if message[:1] != AUDIO:
                 continue
             sound = message[1:]
-            samples += len(sound) // 2 if client.codec == "pcm" else len(reader.append_bytes(sound))
-            for _ in range(samples // FRAME - client.answered):
-                room.release()
-            client.answered, client.remainder = divmod(samples, FRAME)
-        saying.cancel()
-        await asyncio.gather(saying, return_exceptions=True)
+            samples += len(sound) // 2 if talk.codec == "pcm" else len(reader.append_bytes(sound))
+            for _ in range(samples // FRAME - talk.answered):
+                answered()
+            talk.answered, talk.remainder = divmod(samples, FRAME)
 
 
 @dataclass
@@ -140,12 +124,12 @@ class Crowd:
     starts: list[int]
 
     def __post_init__(self) -> None:
-        self.clients = [Client(codec) for codec in self.codecs for _ in range(2)]
+        self.talks = [Talk(codec) for codec in self.codecs for _ in range(2)]
         self.twins = [Twins() for _ in self.codecs]
 
     @property
     def answered(self) -> int:
-        return sum(client.answered for client in self.clients)
+        return sum(talk.answered for talk in self.talks)
 
     async def talk(self) -> float:
         """Until all have said everything; returns the seconds that it took."""
@@ -160,5 +144,10 @@ class Crowd:
         while self.answered < self.starts[number]:
             await asyncio.sleep(0.05)
         pair, twin = divmod(number, 2)
-        client, twins = self.clients[number], self.twins[pair]
-        await converse(self.url, client, self.frames, voice, twins, twin)
+        talk, twins = self.talks[number], self.twins[pair]
+        async with aiohttp.ClientSession() as session:
+            client = await Client.connect(session, make_plan(self.url, codec=talk.codec))
+            try:
+                await converse(client, talk, self.frames, voice, twins, twin)
+            finally:
+                await client.close()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from soak_clients import FRAME
 
+from ttt_cache.bench.serve.sound import FRAME
 from ttt_cache.launch import from_settings
 from ttt_cache.patch import Patch
 from ttt_cache.serving.load import Files

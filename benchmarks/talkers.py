@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import math
 import time
 from typing import Any
 
 import aiohttp
 import numpy as np
-import sphn
 from strangers import TOKEN
+from voices import DELAY, packets
 
-RATE, FRAME, FRAME_S = 24_000, 1920, 0.08
-DELAY = 1  # frames before the first answer
+from ttt_cache.bench.serve.client import Client
+from ttt_cache.bench.serve.match import latencies
+from ttt_cache.bench.serve.plan import make_plan
+from ttt_cache.bench.serve.sound import FRAME
+from ttt_cache.serving.conversation import FRAME_S
 
 
-async def talk(port: int, number: int, over: Any, waited: list[tuple[float, float]]) -> None:
-    """Talk until it is over; notes when each answered frame was due to be said, and its wait."""
-    sound = np.random.default_rng(number).normal(0, 0.1, FRAME).astype(np.float32)
-    writer, reader = sphn.OpusStreamWriter(RATE), sphn.OpusStreamReader(RATE)
-    url, headers = f"http://127.0.0.1:{port}/api/chat", {"Authorization": f"Bearer {TOKEN}"}
-    async with (
-        aiohttp.ClientSession(headers=headers) as session,
-        session.ws_connect(url) as websocket,
-    ):
-        began, samples = time.monotonic() + number * 0.013, 0
+async def talk(client: Client, number: int, over: Any) -> list[tuple[float, float]]:
+    """Talk until it is over; returns when each answered frame was due to be said, and its wait.
 
-        async def say() -> None:
-            at = 0
-            while not over.is_set():
-                await asyncio.sleep(began + at * FRAME_S - time.monotonic())
-                await websocket.send_bytes(b"\x01" + writer.append_pcm(sound))
-                at += 1
-            await websocket.close()
-
-        saying = asyncio.ensure_future(say())
-        async for message in websocket:
-            if message.data[:1] == b"\x01":
-                samples += len(reader.append_bytes(message.data[1:]))
-                said = began + (round(samples / FRAME) - 1 + DELAY) * FRAME_S
-                waited.append((said, time.monotonic() - said))
-        assert over.is_set(), f"a client that talks was closed with {websocket.close_code}"
-        await saying
+    Raises:
+        ttt_cache.bench.serve.client.EndedError: the server closed the connection before.
+    """
+    sound = np.random.default_rng(number).normal(0, 0.1, (1, FRAME)).astype(np.float32)
+    said = itertools.takewhile(lambda _: not over.is_set(), packets("opus", sound))
+    begin = time.monotonic() + number * 0.013
+    hearing = asyncio.ensure_future(client.hear(math.inf))
+    try:
+        await client.say(said, begin)
+    finally:
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+    due = begin + np.arange(len(client.arrived) + DELAY) * FRAME_S
+    waited = latencies(due, np.array(client.arrived), DELAY)
+    return list(zip(due[DELAY:].tolist(), waited.tolist(), strict=True))
 
 
 def talkers(port: int, count: int, over: Any, pipe: Any) -> None:
-    """All that talk; a process."""
+    """All that talk; a process. Sends `None` when they begin, and at the end what they noted."""
 
     async def together() -> list[tuple[float, float]]:
-        waited: list[tuple[float, float]] = []
-        await asyncio.gather(*(talk(port, number, over, waited) for number in range(count)))
-        return waited
+        plan = make_plan(f"http://127.0.0.1:{port}", TOKEN)
+        async with contextlib.AsyncExitStack() as stack:
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+            clients = []
+            for _ in range(count):
+                clients.append(await Client.connect(session, plan))
+                stack.push_async_callback(clients[-1].close)
+            pipe.send(None)
+            talking = (talk(client, number, over) for number, client in enumerate(clients))
+            return list(itertools.chain(*await asyncio.gather(*talking)))
 
     pipe.send(asyncio.run(together()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import ttt_cache
 from ttt_cache.ready import Ready
 
 Said = list[Tensor | None]
+SETTINGS = {"layers": [0, 2]}
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +136,25 @@ def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(item, f"{path}.{key}")
     elif hasattr(value, "__dict__") and not callable(value):
         yield from _tensors(vars(value), path)
+
+
+def saved(folder: Path) -> Path:
+    """A session of two conversations of 20 frames."""
+    gen = talk(moshi(SETTINGS), 2)
+    say(gen, frames(gen.lm_model, 20, 2))
+    return ttt_cache.save_session(gen, folder / "talk")
+
+
+def begun() -> LMGen:
+    """Two other conversations, with the same model."""
+    gen = talk(moshi(SETTINGS), 2)
+    say(gen, frames(gen.lm_model, 9, 2, seed=4))
+    return gen
+
+
+def refused(gen: LMGen, file: Path, error: type[Exception], match: str, **given) -> None:
+    """Assert that a session is, and that nothing has changed."""
+    before = remembered(gen)
+    with pytest.raises(error, match=match):
+        ttt_cache.load_session(gen, file, **given)
+    assert remembered(gen) == before

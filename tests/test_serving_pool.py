@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -44,6 +45,20 @@ def alive(process: int) -> bool:
 
 def children(process: int) -> list[int]:
     return [int(c) for c in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def left(files: set[str], processes: list[int]) -> set[Any]:
+    """What this process has open or has begun, and had not."""
+    return opened() - files | set(children(os.getpid())) - set(processes)
+
+
+def opened() -> set[str]:
+    """What this process has open, each with its number and, if it has no name, its own."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+    return found
 
 
 def pids(pool: Pool) -> list[int]:
@@ -182,7 +197,7 @@ def test_a_worker_that_is_killed_ends_its_own_conversations_only(
 
 def test_nothing_is_left_of_a_pool(runner: asyncio.Runner) -> None:
     async def test() -> None:
-        before = os.listdir("/proc/self/fd")
+        before = opened(), children(os.getpid())
         pool = Pool(3)
         await pool.attach()
         codec = pool.opus(RATE, FRAME)
@@ -191,7 +206,7 @@ def test_nothing_is_left_of_a_pool(runner: asyncio.Runner) -> None:
         assert await codec.encode(np.zeros(FRAME, np.float32))
         pool.close()
         assert [each.process.returncode for each in pool._workers] == [0, 0, 0]
-        await until(lambda: len(os.listdir("/proc/self/fd")) == len(before))
+        await until(lambda: not left(*before))
 
     runner.run(test())
 
@@ -210,7 +225,7 @@ def test_workers_that_cannot_start_are_a_refusal(
     broken: str, small_moshi: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of them is enough, and none of the others stays."""
-    before, began = len(os.listdir("/proc/self/fd")), children(os.getpid())
+    before = opened(), children(os.getpid())
     said = f"{NOT_STARTED}: {'it ended before' if broken == 'file' else '[Errno 2]'}"
     if broken == "python":
         monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
@@ -220,11 +235,11 @@ def test_workers_that_cannot_start_are_a_refusal(
         monkeypatch.setattr(opus_worker, "__file__", str(tmp_path / "worker.py"))
     with pytest.raises(ValueError, match=re.escape(said)):
         Pool(3)
-    assert len(os.listdir("/proc/self/fd")) == before and children(os.getpid()) == began
+    assert not left(*before)
     shutil.rmtree(tmp_path / "mark", ignore_errors=True)
     result = call(*arguments(small_moshi, free_port()), "--rows", FEW + 1)
     assert result.exit_code == 2 and "Traceback" not in result.output and said in result.stderr
-    assert len(os.listdir("/proc/self/fd")) == before and children(os.getpid()) == began
+    assert not left(*before)
 
 
 def test_workers_end_with_a_server_that_is_killed(tmp_path: Path) -> None:

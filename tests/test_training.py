@@ -1,4 +1,4 @@
-"""A run of every stage: what it trains, what it leaves, and what its settings do."""
+"""A run of every stage: what it trains, what it says, and what its settings do."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from data_support import FACTS, write_data_set
-from models import SMALL, assert_near, random_codes, temporal
-from moshi.models.loaders import CheckpointInfo
-from training_support import FILES, settings_of, use_tiny_mimi, write_run
+from data_support import write_data_set
+from models import random_codes
+from training_support import (
+    FULL,
+    LORA,
+    base,
+    figures,
+    make,
+    small_and_alone,  # noqa: F401
+    write_run,
+)
 
 import ttt_cache
 from ttt_cache.training.carry import Carry
-from ttt_cache.training.engine import Run
 from ttt_cache.training.evaluate import evaluate
 from ttt_cache.training.loss import predict
-from ttt_cache.training.metrics import read_metrics
 from ttt_cache.training.model import choose_trained
 
-LORA = {"lora": {"enable": True, "rank": 2}}
-FULL = {"full_finetuning": True}
 PATCHED = ("transformer.layers.0.", "transformer.layers.2.")
 
 
-@pytest.fixture(autouse=True)
-def tiny_mimi(monkeypatch):
-    AcceleratorState._reset_state(reset_partial_state=True)  # of a run in another precision
-    use_tiny_mimi(monkeypatch)
+HELD_OUT = {"train_data": "data", "eval_data": "held_out"}
 
 
 @pytest.fixture(scope="module")
@@ -37,30 +37,6 @@ def folder(tmp_path_factory) -> Path:
     write_run(folder)
     write_data_set(folder / "held_out", [30_000])
     return folder
-
-
-def make(folder: Path, name: str, *stages: dict, cache: dict | None = None, **changes) -> Run:
-    block = {"patch": SMALL | {"layers": [0, 2]}, "codes_dir": str(folder / "codes")}
-    block |= {"stages": stages or [{"train": "compressor"}]} | (cache or {})
-    given = {"max_steps": 2, "duration_sec": 1.28} | changes
-    return Run(settings_of(folder, name, ttt_cache=block, **given))
-
-
-def figures(folder: Path, name: str) -> list[dict]:
-    return read_metrics(folder / name / "metrics.jsonl")
-
-
-def base(folder: Path, **files: Path) -> CheckpointInfo:
-    """The checkpoint that runs begin with, some of its files replaced."""
-    paths = {name: folder / "model" / file for name, file in FILES.items()} | files
-    return CheckpointInfo.from_hf_repo(
-        "local/only",
-        moshi_weights=paths["moshi_path"],
-        mimi_weights=paths["mimi_path"],
-        tokenizer=paths["tokenizer_path"],
-        config_path=paths["config_path"],
-        lora_weights=paths.get("lora_path"),
-    )
 
 
 STAGES = {
@@ -96,85 +72,6 @@ def test_a_stage_trains_exactly_what_it_should(folder, case):
     assert all(not before[n].any() for n in still), still
 
 
-@pytest.fixture(scope="module")
-def tuned(folder) -> Run:
-    """Trained to the third stage, with LoRA and a teacher."""
-    with pytest.MonkeyPatch.context() as patch:
-        use_tiny_mimi(patch)
-        stages = [{"train": "distill"}, {"train": "compressor"}, {"train": "layers"}]
-        cache = {"distillation_weight": 0.5}
-        run = make(folder, "tuned", *stages, cache=cache, **LORA, ckpt_freq=1)
-        run.train()
-        return run
-
-
-def test_new_lora_changes_nothing(folder):
-    codes = random_codes(base(folder).get_moshi(dtype=torch.float32), 40)
-    plain, lora = make(folder, "plain").lm, make(folder, "lora", **LORA).lm
-    assert torch.equal(temporal(lora, codes), temporal(plain, codes))
-
-
-def test_lora_and_adapter_load_where_moshi_does(folder, tuned):
-    out = folder / "tuned"
-    paths = {"lora_path": out / "lora.safetensors", "config_path": out / "config.json"}
-    lm = base(folder, **paths).get_moshi(dtype=torch.float32)
-    codes = random_codes(lm, 40)
-    without = temporal(lm, codes)
-    ttt_cache.load_adapter(lm, out / "adapter")
-    assert torch.equal(temporal(lm, codes), temporal(tuned.lm, codes))
-    untouched = temporal(base(folder).get_moshi(dtype=torch.float32), codes)
-    assert not torch.allclose(without, untouched, atol=1e-4)  # LoRA by itself does something
-
-
-@pytest.mark.parametrize("changes", [FULL, LORA | {"save_adapters": False}], ids=["full", "fused"])
-def test_whole_weights_load_where_moshi_does(folder, changes):
-    name = "whole " + next(iter(changes))
-    run = make(folder, name, {"train": "layers"}, **changes)
-    seen = {}
-
-    def answer():
-        seen["trained"] = temporal(run.lm, codes)
-
-    codes = random_codes(run.lm, 40)
-    finish = run._finish
-    run._finish = lambda: (answer(), finish())
-    run.train()
-    out = folder / name
-    paths = {"moshi_path": out / "model.safetensors", "config_path": out / "config.json"}
-    lm = base(folder, **paths).get_moshi(dtype=torch.float32)
-    ttt_cache.load_adapter(lm, out / "adapter")
-    assert_near(temporal(lm, codes), seen["trained"])
-
-
-@pytest.mark.parametrize("changes", [FULL, LORA | {"save_adapters": False}], ids=["full", "fused"])
-def test_a_run_goes_on_from_the_lora_of_another(folder, tuned, changes):
-    """Whole weights have that LoRA in them, and their config says nothing of it."""
-    before, name = folder / "tuned", "from lora " + next(iter(changes))
-    files = {n: str(folder / "model" / file) for n, file in FILES.items()}
-    files |= {"config_path": str(before / "config.json")}
-    lora = {"lora_path": str(before / "lora.safetensors")}
-    cache = {"adapter": str(before / "adapter"), "patch": {}}
-
-    def run(paths: dict[str, str], **changes) -> Run:
-        return make(folder, name, {"train": "layers"}, cache=cache, moshi_paths=paths, **changes)
-
-    with pytest.raises(ValueError, match="lora_path must be given"):
-        run(files, **changes)
-    with pytest.raises(ValueError, match="save_adapters must be false"):
-        run(files | lora, **LORA)
-    second = run(files | lora, **changes)
-    codes = random_codes(second.lm, 40)
-    if changes == FULL:
-        assert_near(temporal(second.lm, codes), temporal(tuned.lm, codes))
-    second.train()
-    out = folder / name
-    assert "lora" not in (out / "config.json").read_text()
-    paths = {"moshi_path": out / "model.safetensors", "config_path": out / "config.json"}
-    lm = base(folder, **paths).get_moshi(dtype=torch.float32)
-    ttt_cache.load_adapter(lm, out / "adapter")
-    assert_near(temporal(lm, codes), temporal(second.lm, codes))
-
-
 def test_an_adapter_has_the_loss_of_its_run(folder):
     data = {n: str(folder / d / "data.jsonl") for n, d in HELD_OUT.items()}
     run = make(folder, "evaluated", data=data, do_eval=True, eval_freq=2)
@@ -193,9 +90,6 @@ def test_an_adapter_has_the_loss_of_its_run(folder):
     assert longer == pytest.approx(losses, rel=1e-5)  # the length of segments is no matter
 
 
-HELD_OUT = {"train_data": "data", "eval_data": "held_out"}
-
-
 def test_without_do_eval_only_start_and_end_are_evaluated(folder):
     data = {n: str(folder / d / "data.jsonl") for n, d in HELD_OUT.items()}
     make(folder, "ends only", data=data, eval_freq=1).train()
@@ -209,14 +103,6 @@ def test_without_held_out_recordings_the_page_says_what_was_seen(folder):
     page = (folder / "unheard" / "summary.md").read_text()
     assert "there is no eval_data" in page and "Of attention, " in page
     assert "| layer | gate open |" in page and "Mean losses" not in page
-
-
-def test_a_teacher_adds_its_divergence(folder, tuned):
-    found = [record for record in figures(folder, "tuned") if record["stage"] != "distill"]
-    assert len(found) == 4 and all(record["kl"] > 1e-4 for record in found)
-    for record in found:
-        parts = record["text_loss"] + record["audio_loss"] + 0.5 * record["kl"]
-        assert record["loss"] == pytest.approx(parts)
 
 
 def test_the_divergence_from_full_context_is_none_of_full_context(folder):
@@ -271,14 +157,6 @@ def test_sharding_by_accelerate_is_refused(folder, monkeypatch, kind):
     with pytest.raises(ValueError, match=f"accelerate is set to {kind}, which is not supported"):
         make(folder, "sharded")
     assert not (folder / "sharded").exists()
-
-
-def test_stages_leave_no_optimizer_behind(folder, tuned):
-    assert not tuned.accelerator._optimizers and not tuned.accelerator._models
-
-
-def test_facts_of_the_model_are_those_of_its_data(tuned):
-    assert tuned.facts == FACTS
 
 
 @pytest.mark.parametrize("stage", ["distill", "compressor", "layers", "everything"])

@@ -6,14 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from data_support import tiny_mimi, tiny_tokenizer, write_data_set
 from models import SMALL, TINY, random_codes, tiny_lm
+from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import save_file
 
 from ttt_cache.training.config_file import read_settings
+from ttt_cache.training.engine import Run
+from ttt_cache.training.metrics import read_metrics
 from ttt_cache.training.settings import Settings
 
+LORA = {"lora": {"enable": True, "rank": 2}}
+FULL = {"full_finetuning": True}
 LENGTHS = [96_000, 60_000, 130_000, 80_000]  # samples of 24 kHz: 50, 31.25, 67.7 and 41.7 frames
 
 
@@ -76,6 +83,37 @@ def use_tiny_mimi(monkeypatch) -> None:
 
 def settings_of(folder: Path, name: str = "run", **changes: Any) -> Settings:
     return read_settings(write_run(folder, name, **changes))
+
+
+@pytest.fixture(autouse=True)
+def small_and_alone(monkeypatch) -> None:
+    """Runs load a narrow Mimi, and know nothing of another's precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    use_tiny_mimi(monkeypatch)
+
+
+def make(folder: Path, name: str, *stages: dict, cache: dict | None = None, **changes) -> Run:
+    block = {"patch": SMALL | {"layers": [0, 2]}, "codes_dir": str(folder / "codes")}
+    block |= {"stages": stages or [{"train": "compressor"}]} | (cache or {})
+    given = {"max_steps": 2, "duration_sec": 1.28} | changes
+    return Run(settings_of(folder, name, ttt_cache=block, **given))
+
+
+def figures(folder: Path, name: str) -> list[dict]:
+    return read_metrics(folder / name / "metrics.jsonl")
+
+
+def base(folder: Path, **files: Path) -> CheckpointInfo:
+    """The checkpoint that runs begin with, some of its files replaced."""
+    paths = {name: folder / "model" / file for name, file in FILES.items()} | files
+    return CheckpointInfo.from_hf_repo(
+        "local/only",
+        moshi_weights=paths["moshi_path"],
+        mimi_weights=paths["mimi_path"],
+        tokenizer=paths["tokenizer_path"],
+        config_path=paths["config_path"],
+        lora_weights=paths.get("lora_path"),
+    )
 
 
 __all__ = ["random_codes", "settings_of", "use_tiny_mimi", "write_checkpoint", "write_run"]

@@ -15,7 +15,8 @@ from .launch import Adapter, Layers, installer
 from .options import Chunk, Memory, Preset, Recent, Sinks, Virtual, number
 
 if TYPE_CHECKING:
-    from ttt_cache.serving.run import Work
+    from ttt_cache.serving.load import Files
+    from ttt_cache.serving.run import Options, Work
 
 FilePath = Annotated[str | None, typer.Option(metavar="FILE", help="As for moshi.server.")]
 
@@ -128,16 +129,22 @@ def asked(**given: Any) -> Work:
         raise ValueError(f"ttt-cache serve has no option {', '.join(sorted(unknown))}")
     each = SimpleNamespace(**known | given)
     settings = ("layers", "preset", "recent", "virtual", "chunk", "sinks", "memory")
-    import torch
-
-    from ttt_cache.serving.load import Files, absolute
-    from ttt_cache.serving.run import Options, Work
-    from ttt_cache.serving.talk import Limits
+    from ttt_cache.serving.load import absolute
+    from ttt_cache.serving.run import Work
 
     # Absolute where it is a folder here: a replica has another working directory.
     adapter = absolute(each.adapter) if each.ray else each.adapter
     install = installer(adapter, **{name: getattr(each, name) for name in settings})
-    files = Files(
+    files = _files(each)
+    return Work(_options(each), files, install)
+
+
+def _files(each: SimpleNamespace) -> Files:
+    import torch
+
+    from ttt_cache.serving.load import Files
+
+    return Files(
         each.hf_repo,
         each.moshi_weight,
         each.mimi_weight,
@@ -148,7 +155,13 @@ def asked(**given: Any) -> Work:
         each.device,
         torch.float16 if each.half else torch.bfloat16,
     )
-    options = Options(
+
+
+def _options(each: SimpleNamespace) -> Options:
+    from ttt_cache.serving.run import Options
+    from ttt_cache.serving.talk import Limits
+
+    return Options(
         each.rows,
         each.host,
         each.port,
@@ -159,4 +172,3 @@ def asked(**given: Any) -> Work:
         each.keep * 3600,
         Limits(each.idle),
     )
-    return Work(options, files, install)

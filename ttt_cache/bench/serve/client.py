@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -88,7 +88,7 @@ class Client:
         """Say every message when it is due, the n-th n frames after `begin`; hear the answers."""
         ended = None
         hearing = asyncio.ensure_future(self.hear(len(messages) - delay))
-        saying = asyncio.ensure_future(self._say(messages, begin))
+        saying = asyncio.ensure_future(self.say(messages, begin))
         last = begin + len(messages) * FRAME_S
         try:
             async with asyncio.timeout_at(_loop_time(last + GRACE_S)):
@@ -109,7 +109,12 @@ class Client:
             waited, ended = latencies(due, np.zeros(0), delay), str(error)
         return Heard(waited, np.array(self._behind), ended)
 
-    async def _say(self, messages: Sequence[bytes], begin: float) -> None:
+    async def say(self, messages: Iterable[bytes], begin: float) -> None:
+        """Each message when it is due, the n-th n frames after `begin`.
+
+        Raises:
+            EndedError: the connection is gone.
+        """
         free = begin  # since when nothing but the schedule holds the client up
         for number, message in enumerate(messages):
             due = begin + number * FRAME_S
@@ -126,21 +131,25 @@ class Client:
         except (ConnectionError, aiohttp.ClientError):
             raise self._end() from None
 
-    async def hear(self, frames: int) -> None:
+    async def receive(self) -> bytes:
+        """The next message, of whatever kind. Raises `EndedError` if there is none any more."""
+        message = await self._socket.receive()
+        if message.type is not aiohttp.WSMsgType.BINARY:
+            raise self._end()
+        return message.data
+
+    async def hear(self, frames: float) -> None:
         """Until so many frames have been answered in all.
 
         Raises:
             EndedError: the conversation is over before.
         """
         while len(self.arrived) < frames:
-            message = await self._socket.receive()
-            now = time.monotonic()
-            if message.type is not aiohttp.WSMsgType.BINARY:
-                raise self._end()
-            if message.data[:1] != AUDIO:
+            message, now = await self.receive(), time.monotonic()
+            if message[:1] != AUDIO:
                 continue
             try:
-                self.arrived += [now async for _ in self._codec.decode(message.data[1:])]
+                self.arrived += [now async for _ in self._codec.decode(message[1:])]
             except MalformedError as error:
                 raise EndedError(f"an answer is {error}") from None
 
