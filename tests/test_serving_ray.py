@@ -281,11 +281,13 @@ def test_a_cluster_of_its_own_saves_all_and_leaves_nothing(
 ) -> None:
     """One replica, begun and ended with the command; every conversation is closed with 1001."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
     port = free_port()
     words = arguments(small_moshi, port, "--sessions", "s", "--save-every", 1000)
     with command(words, tmp_path, f"1 x {ROWS} conversations at http") as process:
         began = descendants(process.pid)
-        assert began
+        (replica,) = descendants(process.pid, "ServeReplica")
+        assert os.getpriority(os.PRIO_PROCESS, replica) == 0, "frames cannot wait"
         server = Two(port, tmp_path / "s")
 
         async def test() -> None:

@@ -122,6 +122,7 @@ def _connect() -> None:
     except (OSError, RuntimeError, ValueError) as error:
         if address is not None:
             raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 is for work that can wait
     ray.init(
         LOCAL,
         include_dashboard=False,
