@@ -250,6 +250,11 @@ def test_what_is_refused_before_it_begins(
     ):
         result = call(*words, *more)
         assert result.exit_code == 2 and said in result.stderr, (more, result.output)
+    with monkeypatch.context() as alone:  # "auto" would try whatever looks like Ray
+        alone.setenv("RAY_ADDRESS", "auto")
+        alone.setattr("ttt_cache.serving.cluster.run.read_ray_address", lambda: None)
+        result = call(*words)
+        assert result.exit_code == 2 and "RAY_ADDRESS=auto: none was begun" in result.stderr
     result = call("serve", "--replicas", 2)
     assert result.exit_code == 2 and "--replicas is for --ray" in result.stderr
     command_module = sys.modules["ttt_cache.cli.serve"]

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import torch
 from ray import serve
-from ray._private.utils import read_ray_address  # where `ray.init("auto")` would go
+from ray._private.utils import read_ray_address  # that of `ray start`
 from ray.exceptions import RayError
 
 from ...launch import say
@@ -111,14 +111,15 @@ def _connect() -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS") or None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # By name: "auto" also tries whatever looks like Ray among the processes of the machine.
+    found = read_ray_address() if address in (None, "auto") else address
     try:
-        # One that another command began for its machine alone is found, too, and does not answer.
-        found = read_ray_address() if address in (None, "auto") else address
         if found not in (None, LOCAL):
             _reach(found)
-        if address != LOCAL:
-            ray.init("auto", **quiet)
+            ray.init(found, **quiet)
             return
+        if address == "auto":
+            raise ValueError("none was begun on this machine")
     except (OSError, RuntimeError, ValueError) as error:
         if address is not None:
             raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
