@@ -28,6 +28,8 @@ from ttt_cache.session_file import read_session
 ray = pytest.importorskip("ray")
 from ray import serve  # noqa: E402
 
+from ttt_cache.serving.cluster import run as cluster_run  # noqa: E402
+
 ROWS, LENGTH, SECRET = 4, 24, "secret"
 
 
@@ -250,11 +252,11 @@ def test_what_is_refused_before_it_begins(
     ):
         result = call(*words, *more)
         assert result.exit_code == 2 and said in result.stderr, (more, result.output)
-    with monkeypatch.context() as alone:  # "auto" would try whatever looks like Ray
+    with monkeypatch.context() as alone:  # Ray itself would try whatever looks like it
         alone.setenv("RAY_ADDRESS", "auto")
-        alone.setattr("ttt_cache.serving.cluster.run.read_ray_address", lambda: None)
-        result = call(*words)
-        assert result.exit_code == 2 and "RAY_ADDRESS=auto: none was begun" in result.stderr
+        alone.setattr(cluster_run, "read_ray_address", lambda: None)
+        with pytest.raises(ValueError, match="RAY_ADDRESS=auto: none was begun"):
+            cluster_run._connect()
     result = call("serve", "--replicas", 2)
     assert result.exit_code == 2 and "--replicas is for --ray" in result.stderr
     command_module = sys.modules["ttt_cache.cli.serve"]
