@@ -31,7 +31,7 @@ def ran(script: str, result: Path, *words: object) -> dict[str, Any]:
 
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:
-    assert record["library"]["commit"] is not None and record["versions"]["torch"]
+    assert "commit" in record["library"] and record["versions"]["torch"]
     return {line["name"]: line["value"] for line in record["figures"]}
 
 
