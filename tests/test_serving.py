@@ -108,6 +108,26 @@ def test_tokens(models) -> None:
     run(test())
 
 
+def test_pages_of_other_addresses_need_a_token(models) -> None:
+    """A browser lets any page connect to localhost."""
+
+    async def test() -> None:
+        async with served(models, 1) as server:
+            for origin in ("https://elsewhere.example", "http://localhost:1", "null", "localhost"):
+                status, _ = await refused(server.url(), headers={"Origin": origin})
+                assert status == 403, origin
+            assert 'refused_total{reason="origin"} 4.0' in server.host.metrics.text().decode()
+            own = server.url().rpartition("/api")[0].replace("ws://", "http://")
+            async with connected(server.url(), headers={"Origin": own}):
+                pass
+        async with served(models, 1, token="s3cret") as server:
+            url = server.url("/api/chat?token=s3cret")
+            async with connected(url, headers={"Origin": "https://elsewhere.example"}):
+                pass
+
+    run(test())
+
+
 def test_health_and_metrics(models, heard) -> None:
     async def test() -> None:
         async with served(models, 2) as server, aiohttp.ClientSession() as session:

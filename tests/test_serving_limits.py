@@ -76,6 +76,34 @@ def test_what_breaks_the_protocol_ends_its_own_conversation_only(
     run(test())
 
 
+def ogg_page(number: int, body: bytes) -> bytes:
+    """A page (RFC 3533) of a packet that began before it and goes on after it."""
+    segments = len(body) // 255
+    head = b"OggS" + struct.pack("<BBqII", 0, 1, -1, 42, number)
+    rest = bytes([segments, *[255] * segments]) + body
+    checksum = 0
+    for byte in head + bytes(4) + rest:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1 ^ (0x04C11DB7 if checksum >> 31 else 0)) & 0xFFFFFFFF
+    return head + struct.pack("<I", checksum) + rest
+
+
+def test_a_packet_that_never_ends_is_not_held(models: Models, speech: np.ndarray) -> None:
+    """Its decoder keeps all of it, and one frame after a thousand messages would renew the right to
+    send as many."""
+    pages = [b"\x01" + ogg_page(10 + number, bytes(50 * 255)) for number in range(30)]
+
+    async def test() -> None:
+        async with served(models, 1) as server, connected(server.url()) as client:
+            await client.say(speech[: 2 * FRAME])
+            for page in pages:
+                await client.socket.send_bytes(page)
+            assert await closed(client) == 1008
+
+    run(test())
+
+
 def test_messages_of_other_kinds_are_passed_over(models: Models, speech: np.ndarray) -> None:
     async def test() -> None:
         async with served(models, 1) as server, connected(server.url()) as client:

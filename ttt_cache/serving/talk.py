@@ -19,6 +19,7 @@ HANDSHAKE, METADATA = b"\x00", b"\x04"
 NEW = "new"  # ?session=new: begin one, and say its name
 MOST_BYTES = 64 * 1024  # in a message; a frame of Opus is 300 bytes
 MOST_PASSED = 1000  # messages that bring no frame, from one client between two frames
+MOST_HELD = 256 * 1024  # bytes in them, which a decoder may hold: a packet may be that long
 CLOSE_S = 3.0  # for a client to answer that it has been closed
 Ended = tuple[int, str | None]  # a close code, and why; `None`: it is closed already
 
@@ -143,7 +144,7 @@ class Talk:
     async def _hear(self, peer: Peer) -> Ended:
         """Take in messages until there are no more."""
         loop = asyncio.get_running_loop()
-        deadline, passed = loop.time() + self._limits.idle, 0
+        deadline, passed, held = loop.time() + self._limits.idle, 0, 0
         while True:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -163,8 +164,8 @@ class Talk:
             except LostError as error:
                 return FAILED, str(error)
             # Sound of which no frame ever comes keeps nobody connected, and costs no less.
-            passed = 0 if frames else passed + 1
-            if passed > MOST_PASSED:
-                return VIOLATION, "too many messages without sound"
+            passed, held = (0, 0) if frames else (passed + 1, held + len(message))
+            if passed > MOST_PASSED or held > MOST_HELD:
+                return VIOLATION, "too much that is no sound"
             if frames:
                 deadline = loop.time() + self._limits.idle

@@ -59,6 +59,7 @@ class Web:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """One conversation, from its row to its last message."""
         self._check_token(request)
+        self._check_origin(request)
         asked, codec = request.query.get("session"), request.query.get("codec", "opus")
         # Pings count as messages: whoever sends nothing else must not keep the server busy.
         ws = web.WebSocketResponse(
@@ -87,6 +88,15 @@ class Web:
         if not matches(self._token, shown(authorization, request.query)):
             raise self._refusal(401, "token", "a token is needed")
 
+    def _check_origin(self, request: web.Request) -> None:
+        """Raise `HTTPForbidden` for pages of others: a browser lets them connect to localhost, too.
+
+        With a token they may: they do not know it unless they were told. Programs have no origin.
+        """
+        origin = request.headers.get("Origin")
+        if self._token is None and origin and origin.partition("://")[2] != request.host:
+            raise self._refusal(403, "origin", "pages of other addresses are let in with a token")
+
     def _refusal(self, status: int, word: str, reason: str) -> web.HTTPException:
         self._host.metrics.refused(word)
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
@@ -98,6 +108,7 @@ class Web:
 REFUSALS: dict[int, type[web.HTTPException]] = {
     400: web.HTTPBadRequest,
     401: web.HTTPUnauthorized,
+    403: web.HTTPForbidden,
     404: web.HTTPNotFound,
     409: web.HTTPConflict,
     503: web.HTTPServiceUnavailable,
