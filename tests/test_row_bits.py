@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttt_cache.memory import TTT
+from ttt_cache.memory.tokens import LatentTokens
 
 ROWS = 8
 
@@ -35,3 +36,15 @@ def test_who_learns_beside_it_changes_nothing(hidden: list[int], learning: list[
             for name, each in together.items():
                 assert torch.equal(part[name], each[some]), name
             assert torch.equal(memory.read(part, len(some)), memory.read(together, ROWS)[some])
+
+
+@given(st.permutations(range(ROWS)), st.integers(1, 12), st.integers(1, 2))
+def test_where_it_stands_changes_nothing(order: list[int], slots: int, repeat: int) -> None:
+    """Of queries against virtual tokens, whose keys by slot have any number of columns."""
+    torch.manual_seed(slots)
+    reader = LatentTokens(slots, 64, 2 * repeat, 2, 32, "none")
+    with torch.no_grad():
+        reader.slot_key.normal_()
+        q, readout = torch.randn(ROWS, 2, repeat, 1, 1, 32), torch.randn(ROWS, 1, 1, slots, 64)
+        scores = reader.score(q, readout)
+        assert torch.equal(reader.score(q[order], readout[order]), scores[order])

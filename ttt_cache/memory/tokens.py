@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..product import last_product
+from .base import by_column
 
 DECAY_START = math.log(math.expm1(0.1))  # softplus of it is 0.1 for each slot of age
 
@@ -80,7 +81,8 @@ class LatentTokens(VirtualTokens):
         key = torch.randn(kv_heads, head_dim, latent_dim, **factory) / math.sqrt(latent_dim)
         self.to_key = nn.Parameter(key)
         self.to_value = nn.Parameter(torch.zeros(kv_heads, latent_dim, head_dim, **factory))
-        self.slot_key = nn.Parameter(torch.zeros(kv_heads, head_dim, slots, **factory))
+        slot_key = torch.zeros(kv_heads, head_dim, slots, **factory)
+        self.slot_key = nn.Parameter(by_column(slot_key))
         if position == "slot":
             self.slot_bias = nn.Parameter(torch.zeros(num_heads, slots, **factory))
         if position == "decay":
