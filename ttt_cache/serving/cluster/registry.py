@@ -4,12 +4,13 @@ An actor of its own, one for an application. It holds nothing that is not known 
 is away sessions are taken up as they lie on disk, and `Sessions` sees to it that one replica alone
 goes on with each.
 
-A replica numbers its stays: the times that it has some session, each from `take` to `left`. Messages
-may come late and in any order, so each says of which stay it speaks, and what it says of one that is
-over changes nothing for a later one. Whenever a replica asks what it is to let go of, it also says
-which stays it has and how many it has begun; one that is among neither the former nor those to come
-is over, whatever got lost. So a registry that was restarted is told, and one that is mistaken is so
-until then. The replica that took a session last has it; one that has died is not waited for.
+A replica numbers its stays: the times that it has some session, each from `take` to `left`.
+Messages may come late and in any order, so each says of which stay it speaks, and what it says of
+one that is over changes nothing for a later one. Whenever a replica asks what it is to let go of,
+it also says which stays it has and how many it has begun; one that is among neither the former nor
+those to come is over, whatever got lost. So a registry that was restarted is told, and one that is
+mistaken is so until then. The replica that took a session last has it; one that has died is not
+waited for.
 """
 
 from __future__ import annotations
