@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from serving_time import Turns
 
 pytest.importorskip("ray")
-from registry_world import Cluster, Handle
+from registry_wire import Handle
+from registry_world import Cluster
 
 from ttt_cache.serving.cluster.registry import Registry
 from ttt_cache.serving.sessions import key

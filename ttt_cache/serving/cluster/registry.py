@@ -9,8 +9,8 @@ Messages may come late and in any order, so each says of which stay it speaks, a
 one that is over changes nothing for a later one. Whenever a replica asks what it is to let go of,
 it also says which stays it has and how many it has begun; one that is among neither the former nor
 those to come is over, whatever got lost. So a registry that was restarted is told, and one that is
-mistaken is so until then. The replica that took a session last has it; one that has died is not
-waited for.
+mistaken is set right, after `POLL_S` at the latest. The replica that took a session last has it;
+one that has died is not waited for.
 """
 
 from __future__ import annotations
