@@ -68,16 +68,24 @@ class Two:
     def owners(self) -> dict[str, str]:
         """Which replica has which conversation, as the registry knows it."""
         registry = ray.get_actor("registry of ttt-cache", namespace="ttt_cache")
-        return ray.get(registry.__ray_call__.remote(lambda self: dict(self._owners)), timeout=10)
+        owners = ray.get(registry.__ray_call__.remote(lambda self: self._owners), timeout=10)
+        return {key: stay.replica for key, stay in owners.items()}
 
 
 @pytest.fixture(scope="module")
-def two(machine: Any, small_moshi: Checkpoint, tmp_path_factory: Any) -> Iterator[Two]:
+def server(machine: Any, small_moshi: Checkpoint, tmp_path_factory: Any) -> Iterator[Two]:
     folder, port = tmp_path_factory.mktemp("ray"), free_port()
     words = arguments(small_moshi, port, "--replicas", 2, "--sessions", "s", "--save-every", 0.5,
                       "--token", SECRET)  # fmt: skip
     with command(words, folder, f"2 x {ROWS} conversations at http"):
         yield Two(port, folder / "s")
+
+
+@pytest.fixture
+def two(server: Two) -> Two:
+    """Nobody is there, and whatever was killed before is replaced, however long that takes."""
+    asyncio.run(until(lambda: server.whole() and not server.owners(), 180))
+    return server
 
 
 @pytest.fixture
@@ -180,8 +188,6 @@ def test_who_comes_back_takes_over_from_another_replica(two: Two, pcm: Any) -> N
     """The old connection is still open: its replica saves, and closes it."""
 
     async def test() -> None:
-        await until(two.whole, 30)
-        await until(lambda: not two.owners())
         async with connected(two.url()) as first:
             await first.say(pcm)
             await first.hear(LENGTH - 1)
@@ -206,7 +212,6 @@ def test_who_comes_back_takes_over_from_another_replica(two: Two, pcm: Any) -> N
 
 def test_a_registry_that_is_restarted_is_told_what_there_is(two: Two, pcm: Any) -> None:
     async def test() -> None:
-        await until(lambda: two.whole() and not two.owners(), 30)
         async with connected(two.url()) as client:
             (registry,) = descendants(os.getpid(), "Registry")
             before = two.owners()
@@ -228,7 +233,6 @@ def test_who_comes_when_all_are_full_is_refused_and_so_is_who_has_no_token(two: 
     async def test() -> None:
         assert await refused(two.url(token="wrong")) == (401, "a token is needed")
         assert (await refused(two.url("a" * 32)))[0] == 404
-        await until(lambda: two.whole() and not two.owners(), 30)
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(2 * ROWS):  # none is refused, whichever it comes to
                 await stack.enter_async_context(connected(two.url()))

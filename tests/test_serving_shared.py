@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -104,54 +103,3 @@ def test_a_damaged_session_stays_where_it_was(tmp_path) -> None:
     with pytest.raises(ValueError):
         store.take(name)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"damaged"]
-
-
-class Handle:
-    """An actor: what the registry knows of a replica's life."""
-
-    def __init__(self) -> None:
-        self.dead = False
-        self.__ray_ready__ = self
-
-    async def remote(self) -> None:
-        from ray.exceptions import RayActorError
-
-        if self.dead:
-            raise RayActorError
-
-
-def test_the_registry_asks_whoever_has_a_session(monkeypatch) -> None:
-    pytest.importorskip("ray")
-    from ttt_cache.serving.cluster import registry as module
-
-    monkeypatch.setattr(module, "LET_GO_S", 0.4)
-    monkeypatch.setattr(module, "ALIVE_S", 0.02)
-
-    async def test() -> None:
-        registry, handles = module.Registry(), {name: Handle() for name in "abc"}
-        asked = {
-            name: asyncio.ensure_future(registry.asked(name, handle, ["kept"] * (name == "a")))
-            for name, handle in handles.items()
-        }
-        await asyncio.sleep(0.01)
-        await registry.take("one", "a")  # nobody has it
-        taking = asyncio.ensure_future(registry.take("one", "b"))
-        assert await asked["a"] == "one"
-        await asyncio.sleep(0.1)
-        assert not taking.done(), "it is still at a"
-        await registry.left("one", "a")
-        await taking
-        taking = asyncio.ensure_future(registry.take("kept", "c"))  # of before a restart
-        assert await registry.asked("a", handles["a"], []) == "kept"
-        await registry.left("kept", "a")
-        await taking
-        handles["b"].dead = True
-        await registry.take("one", "c")  # at once
-        await registry.left("one", "b")
-        assert registry._owners == {"one": "c", "kept": "c"}
-        await registry.take("one", "a")  # c says nothing: after a while
-        await registry.left("one", "a")
-        await registry.left("kept", "c")
-        assert not registry._owners and not registry._gone
-
-    run(test())

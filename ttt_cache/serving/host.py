@@ -81,11 +81,6 @@ class Host:
         """Whether a conversation can be gone on with."""
         return self._saving is not None
 
-    @property
-    def keys(self) -> list[str]:
-        """`ttt_cache.serving.sessions.key` of every conversation."""
-        return list(map(key, self._seats.here))
-
     def described(self, conversation: Conversation) -> dict[str, str | int]:
         """What a client is told: its session's name, frames so far, bytes of its state."""
         return {

@@ -20,5 +20,5 @@ class Others(Protocol):
         ...
 
     def left(self, name: str) -> None:
-        """This server does not go on with it any more."""
+        """This server does not go on with it any more, if it took it."""
         ...

@@ -44,35 +44,50 @@ class Replicas:
 
     def __init__(self, application: str, replica: str) -> None:
         self._registry, self._replica = registry(application), replica
-        self._letting: set[asyncio.Future[None]] = set()  # asyncio holds no task by itself
+        self._begun = 0
+        self._stays: dict[str, int] = {}  # the number of each, by the session's key
+        self._letting: dict[str, asyncio.Future[None]] = {}  # asyncio holds no task by itself
 
     async def take(self, name: str) -> None:
+        hashed = key(name)
+        self._begun += 1
+        self._stays[hashed] = self._begun
+        if letting := self._letting.pop(hashed, None):
+            letting.cancel()  # the stay that it was to end is over; it might end this one
         try:
             async with asyncio.timeout(2 * LET_GO_S):
-                await self._registry.take.remote(key(name), self._replica)
+                await self._registry.take.remote(hashed, self._replica, self._begun)
         except (RayError, TimeoutError) as error:
             log.warning("the registry is away, a session is taken up as it lies: %s", error)
 
     def left(self, name: str) -> None:
-        self._registry.left.remote(key(name), self._replica)
+        hashed = key(name)
+        if (number := self._stays.pop(hashed, None)) is not None:
+            self._registry.left.remote(hashed, self._replica, number)
 
     async def run(self, host: Host) -> None:
         """Do what the registry asks for, for ever."""
         handle = ray.get_runtime_context().current_actor
         while True:
+            stays = dict(self._stays), self._begun
             try:
-                asked = await self._registry.asked.remote(self._replica, handle, host.keys)
+                asked = await self._registry.asked.remote(self._replica, handle, *stays)
             except RayError as error:
                 log.warning("the registry is away: %s", error)
                 await asyncio.sleep(AGAIN_S)
                 continue
             if asked is not None:
-                letting = asyncio.ensure_future(self._let_go(host, asked))
-                self._letting.add(letting)
-                letting.add_done_callback(self._letting.discard)
+                self._asked(host, *asked)
+
+    def _asked(self, host: Host, hashed: str, number: int) -> None:
+        if self._stays.get(hashed) != number:  # what was said of its end got lost, or is on its way
+            self._registry.left.remote(hashed, self._replica, number)
+        elif hashed not in self._letting:  # else that of the same stay goes on
+            self._letting[hashed] = asyncio.ensure_future(self._let_go(host, hashed))
 
     async def _let_go(self, host: Host, hashed: str) -> None:
         try:
-            await host.let_go(hashed)
+            await host.let_go(hashed)  # its `left` is the answer
         finally:
-            self._registry.left.remote(hashed, self._replica)
+            if self._letting.get(hashed) is asyncio.current_task():
+                del self._letting[hashed]
