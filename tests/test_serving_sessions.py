@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,7 @@ def test_a_session_goes_on_where_it_was(models, heard, tmp_path) -> None:
                 await client.say(heard[0])
                 await client.hear(LENGTH - DELAY)
             await until(lambda: not server.host.conversations)
-            assert len(list((tmp_path / "s").glob("*.safetensors"))) == 1
+            assert len(list((tmp_path / "s").glob("[!.]*.safetensors"))) == 1
             assert not [path for path in (tmp_path / "s").iterdir() if name in path.name]
             async with connected(server.url(f"/api/chat?session={name}")) as client:
                 assert client.session == name
@@ -85,7 +87,7 @@ def test_a_session_of_another_model_and_a_damaged_one(models, heard, tmp_path) -
                 await client.say(heard[0][: 3 * FRAME])
                 await client.hear(2)
             await until(lambda: not server.host.conversations)
-            (file,) = tmp_path.glob("*.safetensors")
+            (file,) = tmp_path.glob("[!.]*.safetensors")
             whole = file.read_bytes()
             file.write_bytes(whole[: len(whole) // 2])
             url = server.url(f"/api/chat?session={client.session}")
@@ -124,8 +126,8 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
         async with connected(url) as client:
             await client.say(heard[0])
             await client.hear(LENGTH - DELAY)
-            await until(lambda: list(tmp_path.glob("*.safetensors")))
-            (file,) = tmp_path.glob("*.safetensors")
+            await until(lambda: list(tmp_path.glob("[!.]*.safetensors")))
+            (file,) = tmp_path.glob("[!.]*.safetensors")
             await asyncio.sleep(0.5)
             before = file.read_bytes()
             engine.step = fails  # type: ignore[method-assign]
@@ -162,3 +164,26 @@ def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:
     with pytest.raises(UnknownError):
         store.take(names[2])
     assert len({*names, *(new_name() for _ in range(1000))}) == 1003
+
+
+def test_who_came_back_is_kept_though_it_only_listens(tmp_path) -> None:
+    store, name = Sessions(tmp_path, keep=100), new_name()
+    path = store.first(name)
+    store.write(path, ({}, {"identity": {}, "conversations": 1, "whole_batch": False}))
+    os.utime(path, (time.time() - 90, time.time() - 90))
+    taken, _ = store.take(name)
+    assert taken.stat().st_mtime > time.time() - 50
+    assert store.expire() == 0 and store.path(name) == taken
+
+
+def test_a_folder_without_hard_links_is_refused(tmp_path, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    Sessions(tmp_path, 3600)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "link", fails)
+    message = re.escape(f"--sessions must be on a file system with hard links, got {tmp_path}")
+    with pytest.raises(ValueError, match=message):
+        Sessions(tmp_path, 3600)
+    assert not list(tmp_path.iterdir())
