@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from launch_files import FRAME
 from serving_support import LENGTH, closed, connected, refused, run, served, until
 
+from ttt_cache.serving import run as serving_run
 from ttt_cache.serving.listen import bound
 from ttt_cache.serving.run import Options, Server
 from ttt_cache.serving.sessions import Sessions, UnknownError, new_name
@@ -107,9 +109,14 @@ def test_a_session_of_another_model_and_a_damaged_one(models, heard, tmp_path) -
     run(test())
 
 
+@pytest.mark.parametrize("stops", [False, True])
 def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
-    models, heard, tmp_path
+    stops, models, heard, tmp_path, monkeypatch
 ) -> None:
+    """Though the server was told to stop during the step that fails."""
+    said: list[str] = []
+    monkeypatch.setattr(serving_run, "say", said.append)
+    failing, goes_on, told = threading.Event(), threading.Event(), asyncio.Event()
     store = Sessions(tmp_path, 3600)
     engine, sockets = models.engine(2), bound("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/api/chat"
@@ -118,10 +125,12 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
     server = Server(options, thread, engine, models.piece, store, sockets, None)
 
     def fails(frames: Any) -> None:
+        failing.set()
+        goes_on.wait(10)
         raise RuntimeError("the device is lost")
 
     async def test() -> None:
-        serving = asyncio.ensure_future(server.serve(_never))
+        serving = asyncio.ensure_future(server.serve(lambda _: told.wait()))
         await until(lambda: sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         async with connected(url) as client:
             await client.say(heard[0])
@@ -130,8 +139,13 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
             (file,) = tmp_path.glob("[!.]*.safetensors")
             await asyncio.sleep(0.5)
             before = file.read_bytes()
-            engine.step = fails  # type: ignore[method-assign]
+            engine._step = fails  # type: ignore[method-assign]
             await client.say(heard[0][:FRAME])
+            await until(failing.is_set)
+            if stops:
+                told.set()
+                await until(lambda: said[-1].startswith("stopping"))
+            goes_on.set()
             assert await closed(client) == 1011
         with pytest.raises(RuntimeError, match="the device is lost"):
             await serving
@@ -139,10 +153,6 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
 
     run(test())
     thread.shutdown()
-
-
-async def _never(host: Any) -> None:
-    await asyncio.Event().wait()
 
 
 def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:

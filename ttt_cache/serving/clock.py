@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Steps the conversations that are put into `conversations`, until it is cancelled.
+    """Steps the conversations that are put into `conversations`, until it is halted.
 
     Attributes:
         conversations: by row.
@@ -32,11 +32,16 @@ class Clock:
     def __init__(self, engine: Engine, metrics: Metrics, thread: ThreadPoolExecutor) -> None:
         self.conversations: dict[int, Conversation] = {}
         self._engine, self._metrics, self._thread = engine, metrics, thread
-        self._awake = asyncio.Event()
+        self._awake, self._halted = asyncio.Event(), False
 
     def wake(self) -> None:
         """There may be something to step."""
         self._awake.set()
+
+    def halt(self) -> None:
+        """Begin no step any more: `run` returns once the one that is under way has been taken."""
+        self._halted = True
+        self.wake()
 
     def steps(self, conversation: Conversation) -> bool:
         """Whether a conversation has not begun to leave."""
@@ -50,8 +55,8 @@ class Clock:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     async def run(self) -> None:
-        """Step for ever; ends with whatever a step raises."""
-        while True:
+        """Step until `halt`; ends with whatever a step raises."""
+        while not self._halted:
             stepping = {c.row: c for c in self.conversations.values() if c.ready}
             if not stepping:
                 self._awake.clear()
