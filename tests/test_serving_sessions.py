@@ -31,7 +31,7 @@ def test_a_session_goes_on_where_it_was(models, heard, tmp_path) -> None:
                 name = client.session
                 await client.say(heard[0])
                 await client.hear(LENGTH - DELAY)
-            await until(lambda: not server.host.conversations)
+            await until(lambda: not server.host._seats.here)
             assert len(list((tmp_path / "s").glob("[!.]*.safetensors"))) == 1
             assert not [path for path in (tmp_path / "s").iterdir() if name in path.name]
             async with connected(server.url(f"/api/chat?session={name}")) as client:
@@ -88,7 +88,7 @@ def test_a_session_of_another_model_and_a_damaged_one(models, heard, tmp_path) -
             async with connected(server.url()) as client:
                 await client.say(heard[0][: 3 * FRAME])
                 await client.hear(2)
-            await until(lambda: not server.host.conversations)
+            await until(lambda: not server.host._seats.here)
             (file,) = tmp_path.glob("[!.]*.safetensors")
             whole = file.read_bytes()
             file.write_bytes(whole[: len(whole) // 2])
