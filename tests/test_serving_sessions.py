@@ -129,8 +129,11 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
         goes_on.wait(10)
         raise RuntimeError("the device is lost")
 
+    async def stopped(_: Any) -> None:
+        await told.wait()
+
     async def test() -> None:
-        serving = asyncio.ensure_future(server.serve(lambda _: told.wait()))
+        serving = asyncio.ensure_future(server.serve(stopped))
         await until(lambda: sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         async with connected(url) as client:
             await client.say(heard[0])
