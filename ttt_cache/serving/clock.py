@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from .conversation import Conversation
+from .conversation import INBOX, Conversation
 from .engine import Engine
 from .metrics import Metrics
 
@@ -39,7 +39,7 @@ class Clock:
         self._awake.set()
 
     def halt(self) -> None:
-        """Begin no step any more: `run` returns once the one that is under way has been taken."""
+        """Let `run` return once all that has come by now is stepped."""
         self._halted = True
         self.wake()
 
@@ -57,16 +57,24 @@ class Clock:
     async def run(self) -> None:
         """Step until `halt`; ends with whatever a step raises."""
         while not self._halted:
-            stepping = {c.row: c for c in self.conversations.values() if c.ready}
-            if not stepping:
+            if stepping := self._ready():
+                await self._step(stepping)
+            else:
                 self._awake.clear()
                 await self._awake.wait()
-                continue
-            frames = {row: each.take() for row, each in stepping.items()}
-            began = time.perf_counter()
-            answers = await self.call(self._engine.step, frames)
-            late = sum(each.answer(answers[row]) for row, each in stepping.items())
-            self._metrics.stepped(len(frames), late, time.perf_counter() - began)
+        for _ in range(INBOX):  # what has come; who goes on sending is not waited for
+            if stepping := self._ready():
+                await self._step(stepping)
+
+    def _ready(self) -> dict[int, Conversation]:
+        return {c.row: c for c in self.conversations.values() if c.ready}
+
+    async def _step(self, stepping: dict[int, Conversation]) -> None:
+        frames = {row: each.take() for row, each in stepping.items()}
+        began = time.perf_counter()
+        answers = await self.call(self._engine.step, frames)
+        late = sum(each.answer(answers[row]) for row, each in stepping.items())
+        self._metrics.stepped(len(frames), late, time.perf_counter() - began)
 
 
 def model_thread(device: str) -> ThreadPoolExecutor:
