@@ -35,7 +35,7 @@ class World:
     """The server and its guests. Numbers that name a guest or a session wrap around."""
 
     def __init__(self) -> None:
-        self.loop, self.number = Turns(), 0
+        self.loop, self.number, self.halted = Turns(), 0, False
         self.guests: list[Guest] = []
         asyncio.set_event_loop(self.loop)
         clock = SimpleNamespace(monotonic=self.loop.time)
@@ -119,7 +119,14 @@ class World:
         guest.peer.put(message)
 
     def stop(self) -> None:
-        self.stopping = self.loop.create_task(self.host.stop())
+        self.stopping = self.loop.create_task(self._stop())
+
+    async def _stop(self) -> None:
+        """As `ttt_cache.serving.run` does."""
+        self.halted = True
+        self.clock.halt()
+        await asyncio.wait([self.stepping])
+        await self.host.stop()
 
     @property
     def here(self) -> list[Guest]:
@@ -131,7 +138,12 @@ class World:
     def check(self) -> None:
         """At any time."""
         assert not self.loop.complaints, self.loop.complaints
-        assert not self.saving.done() and (self.engine.fails or not self.stepping.done())
+        seats, saving = self.host._seats, self.host._saving
+        assert len(seats.here) <= 2 * ROWS, "each may hold a session that waits for the disk"
+        assert len(saving._unwritten) <= ROWS and self.host.conversations <= ROWS  # type: ignore[union-attr]
+        assert not self.saving.done() and (
+            self.halted or self.engine.fails or not self.stepping.done()
+        )
         for guest in self.guests:
             if guest.task.done() and not guest.task.cancelled():
                 assert guest.task.exception() is None or self.engine.fails

@@ -45,7 +45,7 @@ def test_a_conversation(page, models, tmp_path) -> None:
             await there(page.press)
             await there(page.until, lambda: page.text("talk") == "Talk")
             assert page.status == "The conversation has ended."
-            await until(lambda: not server.host.conversations)
+            await until(lambda: not server.host._seats.here)
             assert 'ended_total{code="1000"} 1.0' in server.host.metrics.text().decode()
             assert page.errors() == []
 
@@ -93,14 +93,14 @@ def test_it_goes_on_when_somebody_comes_back(page, models, tmp_path) -> None:
             async with connected(server.url(f"/api/chat?session={name}")):
                 await there(page.until, lambda: page.text("talk") == "Talk")
                 assert page.status == "The conversation goes on in another window."
-            await until(lambda: not server.host.conversations)
+            await until(lambda: not server.host._seats.here)
             age = server.engine.age(row)
             await there(page.open, server.url("/"))  # a new visit
             assert page.text("again").startswith("Go on with the last conversation (0:0")
             await there(page.talk)
             assert page.last["frames"] >= age > 12 and page.last["session"] == name
             await there(page.press)
-            await until(lambda: not server.host.conversations)
+            await until(lambda: not server.host._seats.here)
             await there(page.find("go-on").click)
             await there(page.talk)
             assert page.last["session"] != name

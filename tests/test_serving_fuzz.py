@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from serving_world import ROWS, Guest, World
 
-from ttt_cache.serving.errors import TAKEN_OVER
+from ttt_cache.serving.errors import GOING_AWAY, TAKEN_OVER
 from ttt_cache.serving.talk import MOST_PASSED
 
 
@@ -57,6 +57,17 @@ def test_who_was_on_the_way_in_when_the_server_stopped_is_turned_away(world: Wor
     world.stop()
     world.loop.pass_time(1)
     assert world.guests[-1].refused == 503
+
+
+def test_what_came_before_the_servers_end_is_heard_and_saved(world: World) -> None:
+    guest = world.guests[0]
+    world.model.seconds = 0.1
+    world.say(guest, 5)
+    world.loop.pass_time(0.05)  # the first is being stepped
+    world.stop()
+    world.loop.pass_time(2)
+    assert guest.conversation is not None and guest.peer.code == GOING_AWAY
+    assert len(world.disk.kept[guest.conversation.name] or []) == 5
 
 
 def test_what_could_not_be_saved_is_tried_again(world: World) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import re
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from launch_files import FRAME
 from serving_support import LENGTH, closed, connected, refused, run, served, until
 
+from ttt_cache.serving import run as serving_run
 from ttt_cache.serving.listen import bound
 from ttt_cache.serving.run import Options, Server
 from ttt_cache.serving.sessions import Sessions, UnknownError, new_name
@@ -27,8 +31,8 @@ def test_a_session_goes_on_where_it_was(models, heard, tmp_path) -> None:
                 name = client.session
                 await client.say(heard[0])
                 await client.hear(LENGTH - DELAY)
-            await until(lambda: not server.host.conversations)
-            assert len(list((tmp_path / "s").glob("*.safetensors"))) == 1
+            await until(lambda: not server.host._seats.here)
+            assert len(list((tmp_path / "s").glob("[!.]*.safetensors"))) == 1
             assert not [path for path in (tmp_path / "s").iterdir() if name in path.name]
             async with connected(server.url(f"/api/chat?session={name}")) as client:
                 assert client.session == name
@@ -84,8 +88,8 @@ def test_a_session_of_another_model_and_a_damaged_one(models, heard, tmp_path) -
             async with connected(server.url()) as client:
                 await client.say(heard[0][: 3 * FRAME])
                 await client.hear(2)
-            await until(lambda: not server.host.conversations)
-            (file,) = tmp_path.glob("*.safetensors")
+            await until(lambda: not server.host._seats.here)
+            (file,) = tmp_path.glob("[!.]*.safetensors")
             whole = file.read_bytes()
             file.write_bytes(whole[: len(whole) // 2])
             url = server.url(f"/api/chat?session={client.session}")
@@ -105,9 +109,14 @@ def test_a_session_of_another_model_and_a_damaged_one(models, heard, tmp_path) -
     run(test())
 
 
+@pytest.mark.parametrize("stops", [False, True])
 def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
-    models, heard, tmp_path
+    stops, models, heard, tmp_path, monkeypatch
 ) -> None:
+    """Though the server was told to stop during the step that fails."""
+    said: list[str] = []
+    monkeypatch.setattr(serving_run, "say", said.append)
+    failing, goes_on, told = threading.Event(), threading.Event(), asyncio.Event()
     store = Sessions(tmp_path, 3600)
     engine, sockets = models.engine(2), bound("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/api/chat"
@@ -116,20 +125,30 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
     server = Server(options, thread, engine, models.piece, store, sockets, None)
 
     def fails(frames: Any) -> None:
+        failing.set()
+        goes_on.wait(10)
         raise RuntimeError("the device is lost")
 
+    async def stopped(_: Any) -> None:
+        await told.wait()
+
     async def test() -> None:
-        serving = asyncio.ensure_future(server.serve(_never))
+        serving = asyncio.ensure_future(server.serve(stopped))
         await until(lambda: sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         async with connected(url) as client:
             await client.say(heard[0])
             await client.hear(LENGTH - DELAY)
-            await until(lambda: list(tmp_path.glob("*.safetensors")))
-            (file,) = tmp_path.glob("*.safetensors")
+            await until(lambda: list(tmp_path.glob("[!.]*.safetensors")))
+            (file,) = tmp_path.glob("[!.]*.safetensors")
             await asyncio.sleep(0.5)
             before = file.read_bytes()
-            engine.step = fails  # type: ignore[method-assign]
+            engine._step = fails  # type: ignore[method-assign]
             await client.say(heard[0][:FRAME])
+            await until(failing.is_set)
+            if stops:
+                told.set()
+                await until(lambda: said[-1].startswith("stopping"))
+            goes_on.set()
             assert await closed(client) == 1011
         with pytest.raises(RuntimeError, match="the device is lost"):
             await serving
@@ -137,10 +156,6 @@ def test_a_model_that_fails_ends_the_server_and_leaves_what_was_saved(
 
     run(test())
     thread.shutdown()
-
-
-async def _never(host: Any) -> None:
-    await asyncio.Event().wait()
 
 
 def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:
@@ -162,3 +177,26 @@ def test_sessions_that_nobody_came_back_to_are_deleted(tmp_path) -> None:
     with pytest.raises(UnknownError):
         store.take(names[2])
     assert len({*names, *(new_name() for _ in range(1000))}) == 1003
+
+
+def test_who_came_back_is_kept_though_it_only_listens(tmp_path) -> None:
+    store, name = Sessions(tmp_path, keep=100), new_name()
+    path = store.first(name)
+    store.write(path, ({}, {"identity": {}, "conversations": 1, "whole_batch": False}))
+    os.utime(path, (time.time() - 90, time.time() - 90))
+    taken, _ = store.take(name)
+    assert taken.stat().st_mtime > time.time() - 50
+    assert store.expire() == 0 and store.path(name) == taken
+
+
+def test_a_folder_without_hard_links_is_refused(tmp_path, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    Sessions(tmp_path, 3600)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "link", fails)
+    message = re.escape(f"--sessions must be on a file system with hard links, got {tmp_path}")
+    with pytest.raises(ValueError, match=message):
+        Sessions(tmp_path, 3600)
+    assert not list(tmp_path.iterdir())

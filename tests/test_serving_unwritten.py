@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from serving_world import World
+from serving_world import ROWS, World
 
 from ttt_cache.serving.metrics import Metrics
 from ttt_cache.serving.saving import Saving
-from ttt_cache.serving.sessions import Sessions, new_name
+from ttt_cache.serving.sessions import Sessions, key, new_name
 
 HEARD = 3  # frames
 
@@ -92,7 +92,7 @@ def unwritten(saving: Saving, name: str, path: Path, frames: int, monkeypatch: A
     conversation: Any = SimpleNamespace(name=name, path=path, changed=False)
     with monkeypatch.context() as patched:
         patched.setattr(saving._sessions, "write", full)
-        asyncio.run(saving.write(conversation, session_of(frames), taken_over=True))
+        asyncio.run(saving.write(conversation, session_of(frames), last=True))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def stores(tmp_path: Path) -> tuple[Sessions, Sessions]:
 @pytest.mark.parametrize("retried", [False, True])
 def test_what_another_server_went_on_with_is_not_undone(stores, retried, monkeypatch) -> None:
     ours, theirs = stores
-    saving, name = Saving(ours, Metrics(1, 0), 30.0), new_name()
+    saving, name = Saving(ours, Metrics(1, 0), 30.0, 1), new_name()
     path = ours.first(name)
     ours.write(path, session_of(1))
     unwritten(saving, name, path, 2, monkeypatch)
@@ -123,8 +123,99 @@ def test_what_another_server_went_on_with_is_not_undone(stores, retried, monkeyp
 
 
 def test_a_disk_that_is_full_no_more_has_it_before_it_is_taken_up(stores, monkeypatch) -> None:
-    saving, name = Saving(stores[0], Metrics(1, 0), 30.0), new_name()
+    saving, name = Saving(stores[0], Metrics(1, 0), 30.0, 1), new_name()
     unwritten(saving, name, stores[0].first(name), 2, monkeypatch)
     _, session = asyncio.run(saving.take(name))
     assert frames_of(session) == 2 and not saving._unwritten
     assert frames_of(stores[1].take(name)[1]) == 2
+
+
+def leaves(world: World) -> None:
+    """The connection of the last one breaks, and the disk is slow."""
+    world.store.seconds = 1.0
+    world.guests[-1].peer.vanish()
+    world.loop.pass_time(0.1)
+
+
+def test_who_comes_while_it_leaves_gets_it(world: World) -> None:
+    leaves(world)
+    world.connect("known", "pcm")
+    world.loop.pass_time(5)
+    assert world.guests[-1].refused is None and len(world.guests[-1].base) == HEARD
+    world.disk.full = False
+
+
+def test_who_comes_after_it_left_gets_it(world: World) -> None:
+    leaves(world)
+    world.loop.pass_time(5)
+    assert not world.host._seats.here
+    world.connect("known", "pcm")
+    world.loop.pass_time(5)
+    assert world.guests[-1].refused is None and len(world.guests[-1].base) == HEARD
+    world.disk.full = False
+
+
+def test_what_another_server_asked_for_is_not_lost(world: World) -> None:
+    name = name_of(world)
+    world.loop.run_until_complete(world.host.let_go(key(name)))
+    assert not world.host._seats.here and name not in world.disk.kept
+    world.disk.full = False
+    world.loop.pass_time(2.5)
+    assert len(world.disk.kept[name] or []) == HEARD
+
+
+def test_a_save_that_fails_while_its_client_leaves(world: World) -> None:
+    """It was under way, and nothing was said since."""
+    world.store.seconds = 1.0
+    world.loop.pass_time(2.5)
+    assert world.store._busy
+    leaves(world)
+    world.loop.pass_time(5)
+    world.disk.full = False
+    world.loop.pass_time(5)
+    assert len(world.disk.kept[name_of(world)] or []) == HEARD
+
+
+def test_of_too_many_the_newest_are_held(world: World, caplog) -> None:
+    names = [name_of(world)]
+    leaves(world)
+    for number in range(ROWS):
+        world.connect("new", "pcm")
+        world.loop.pass_time(0.1)
+        world.say(world.guests[-1], HEARD)
+        world.loop.pass_time(1)
+        names.append(world.names[-1])
+        leaves(world)
+        world.loop.pass_time(8)
+        assert ("has lost its end" in caplog.text) == (number == ROWS - 1)
+    world.disk.full = False
+    world.settle()
+    world.loop.pass_time(2)
+    assert [name in world.disk.kept for name in names] == [False, *[True] * ROWS]
+
+
+def test_who_comes_and_goes_faster_than_the_disk_finds_no_seat(world: World) -> None:
+    world.disk.full, world.store.seconds = False, 1.0
+    for _ in range(10 * ROWS):
+        world.connect("new", "pcm")
+        world.loop.pass_time(0.05)
+        world.say(world.guests[-1], 1)
+        world.loop.pass_time(0.05)
+        world.guests[-1].peer.vanish()
+        world.loop.pass_time(0.005)
+        world.check()
+    assert not world.host.free and world.engine.free, "rows are there, but not the memory"
+    assert world.guests[-1].refused == 503
+    world.connect("known", "pcm", 2 * ROWS)  # who comes back has a seat, and waits for the disk
+    world.loop.pass_time(10)
+    assert world.guests[-1].refused is None
+    world.settle()
+
+
+def test_the_gauge_goes_on_while_the_disk_hangs(world: World) -> None:
+    world.store.seconds = 200.0
+    world.loop.pass_time(60)
+    value = world.host.metrics.registry.get_sample_value("ttt_cache_unsaved_seconds")
+    assert value is not None and value > 60
+    world.store.seconds = 0.01
+    world.loop.pass_time(200)

@@ -72,8 +72,7 @@ class Admission:
         if name in self._seats.coming:
             raise RefusedError(409, "twice", TWICE)
         before = self._seats.here.get(name)
-        if before is None or not self._clock.steps(before):
-            self._seats.claim()  # else it leaves its seat to whoever comes for it
+        self._seats.claim(before)
         self._seats.coming.add(name)
         return self._taken_up(name, codec, self._resume(self._saving, name, before is not None))
 

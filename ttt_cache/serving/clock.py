@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from .conversation import Conversation
+from .conversation import INBOX, Conversation
 from .engine import Engine
 from .metrics import Metrics
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Steps the conversations that are put into `conversations`, until it is cancelled.
+    """Steps the conversations that are put into `conversations`, until it is halted.
 
     Attributes:
         conversations: by row.
@@ -32,11 +32,16 @@ class Clock:
     def __init__(self, engine: Engine, metrics: Metrics, thread: ThreadPoolExecutor) -> None:
         self.conversations: dict[int, Conversation] = {}
         self._engine, self._metrics, self._thread = engine, metrics, thread
-        self._awake = asyncio.Event()
+        self._awake, self._halted = asyncio.Event(), False
 
     def wake(self) -> None:
         """There may be something to step."""
         self._awake.set()
+
+    def halt(self) -> None:
+        """Let `run` return once all that has come by now is stepped."""
+        self._halted = True
+        self.wake()
 
     def steps(self, conversation: Conversation) -> bool:
         """Whether a conversation has not begun to leave."""
@@ -50,18 +55,26 @@ class Clock:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     async def run(self) -> None:
-        """Step for ever; ends with whatever a step raises."""
-        while True:
-            stepping = {c.row: c for c in self.conversations.values() if c.ready}
-            if not stepping:
+        """Step until `halt`; ends with whatever a step raises."""
+        while not self._halted:
+            if stepping := self._ready():
+                await self._step(stepping)
+            else:
                 self._awake.clear()
                 await self._awake.wait()
-                continue
-            frames = {row: each.take() for row, each in stepping.items()}
-            began = time.perf_counter()
-            answers = await self.call(self._engine.step, frames)
-            late = sum(each.answer(answers[row]) for row, each in stepping.items())
-            self._metrics.stepped(len(frames), late, time.perf_counter() - began)
+        for _ in range(INBOX):  # what has come; who goes on sending is not waited for
+            if stepping := self._ready():
+                await self._step(stepping)
+
+    def _ready(self) -> dict[int, Conversation]:
+        return {c.row: c for c in self.conversations.values() if c.ready}
+
+    async def _step(self, stepping: dict[int, Conversation]) -> None:
+        frames = {row: each.take() for row, each in stepping.items()}
+        began = time.perf_counter()
+        answers = await self.call(self._engine.step, frames)
+        late = sum(each.answer(answers[row]) for row, each in stepping.items())
+        self._metrics.stepped(len(frames), late, time.perf_counter() - began)
 
 
 def model_thread(device: str) -> ThreadPoolExecutor:

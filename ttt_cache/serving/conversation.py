@@ -49,6 +49,7 @@ class Conversation:
         self.name, self.row, self.path = name, row, path
         self.saved_at = time.monotonic()  # or it was tried
         self.changed = False  # since then
+        self.seated = True  # until another client may have its place among the rows
         self.unsaved_since: float | None = None  # when the oldest frame came that is not on disk
         self.ended = asyncio.Event()  # its row is free, and it is on disk
         self.ending: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
@@ -57,6 +58,11 @@ class Conversation:
         self._room = asyncio.Event()
         self._outbox: asyncio.Queue[Answer] = asyncio.Queue(OUTBOX)
         self._due = 0.0  # when the frame that is with the model is to be answered
+
+    @property
+    def unsaved_s(self) -> float:
+        """Seconds for which its oldest frame that is not on disk has waited for that."""
+        return 0.0 if self.unsaved_since is None else time.monotonic() - self.unsaved_since
 
     def end(self, code: int, reason: str) -> None:
         """Close the connection, unless it is being closed already."""

@@ -50,7 +50,7 @@ class Host:
         self._row_bytes = engine.state_bytes() // engine.rows
         self._saving = None
         if sessions is not None:
-            self._saving = Saving(sessions, metrics, save_every, others)
+            self._saving = Saving(sessions, metrics, save_every, engine.rows, others)
         self._seats = Seats(engine.free)
         self._admission = Admission(self._seats, engine, clock, self._saving, codecs, piece)
         self._leaving: set[asyncio.Future[None]] = set()  # who went before they had come
@@ -58,8 +58,8 @@ class Host:
 
     @property
     def conversations(self) -> int:
-        """How many there are."""
-        return len(self._seats.here)
+        """How many there are; those that have left, and wait for the disk, do not count."""
+        return len(self._clock.conversations)
 
     @property
     def free(self) -> int:
@@ -130,8 +130,9 @@ class Host:
         """Save a conversation and free its row. Nothing that it raises keeps the row."""
         self._clock.conversations.pop(conversation.row, None)
         conversation.close()
-        if not (taken_over := conversation.name in self._seats.coming):
-            self._seats.left += 1  # the model's thread does as asked in order: the row will be free
+        # Each that waits for the disk holds a whole session: while many do, nobody takes its place.
+        if len(self._seats.here) - len(self._clock.conversations) <= self.rows:
+            self._seats.give_back(conversation)  # its row is free before the next one asks for it
         saving = self._saving
         wanted = saving is not None and saving.wanted(conversation)
 
@@ -145,10 +146,11 @@ class Host:
             session = await self._clock.call(last)
             if saving is not None:
                 if session is not None:
-                    await saving.write(conversation, session, taken_over)
+                    await saving.write(conversation, session, last=True)
                 await saving.settled()  # what was taken of it before may be on its way
         finally:
             self._seats.here.pop(conversation.name, None)
+            self._seats.give_back(conversation)
             if saving is not None:
                 saving.left(conversation.name)
             self.metrics.ended(code)

@@ -140,12 +140,12 @@ class Server:
             tasks += await door.open()
             say(f"{self.engine.rows} conversations at {options.url}")
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if stepping in done:
-                await host.abandon()
-            else:
+            if stepping not in done:
                 say(f"stopping; conversations that end: {host.conversations}")
-                await host.stop()
-            for task in done:
+                clock.halt()  # nothing can fail once clients were told that they are saved
+                await asyncio.wait([stepping])
+            await (host.abandon() if stepping.exception() else host.stop())
+            for task in (stepping, *done):
                 task.result()  # a fault is shown, and ends the process
         finally:
             for task in tasks:

@@ -31,22 +31,31 @@ class Saving:
 
     Args:
         every: seconds.
+        most: sessions that the disk has refused and that are held here.
         others: servers that share `sessions`; `None`: there are none, or they cannot be asked.
     """
 
     def __init__(
-        self, sessions: Sessions, metrics: Metrics, every: float, others: Others | None = None
+        self,
+        sessions: Sessions,
+        metrics: Metrics,
+        every: float,
+        most: int,
+        others: Others | None = None,
     ) -> None:
         self._sessions, self._metrics, self._every = sessions, metrics, every
-        self._others, self._given_up = others, False
-        # On their way from row to row, or refused there: nobody else has what is in them.
+        self._most, self._others, self._given_up = most, others, False
+        # What the disk refused of those who have left: nobody else has what is in them.
         self._unwritten: dict[str, tuple[Path, Session]] = {}
         self._trouble = Trouble(log, "a session could not be saved", "sessions are saved again")
         self._disk = ThreadPoolExecutor(1, "sessions")  # one: what was written first is read first
 
     def wanted(self, conversation: Conversation) -> bool:
-        """Whether a conversation is to be saved; what is stepped from now on is not in it."""
-        wanted = conversation.changed and not self._given_up
+        """Whether a conversation is to be saved; what is stepped from now on is not in it.
+
+        It is while an earlier save is on its way, which may fail.
+        """
+        wanted = conversation.unsaved_since is not None and not self._given_up
         if wanted:
             conversation.changed, conversation.saved_at = False, time.monotonic()
         return wanted
@@ -70,6 +79,7 @@ class Saving:
         if self._others is not None:
             await self._others.take(name)
         if (unwritten := await self._write_again(name)) is not None:
+            self._hold(name, unwritten)  # others did not, meanwhile, take its place
             return unwritten
         try:
             return await self._on_disk(self._sessions.take, name)
@@ -80,20 +90,18 @@ class Saving:
     def seated(self, conversation: Conversation) -> None:
         """A conversation has its row: what is not on the disk by now is to be saved from there."""
         if self._unwritten.pop(conversation.name, None) is not None:
-            conversation.changed, conversation.unsaved_since = True, time.monotonic()
+            conversation.unsaved_since = time.monotonic()
 
     def left(self, name: str) -> None:
         """This server does not go on with a session any more."""
         if self._others is not None:
             self._others.left(name)
 
-    async def write(
-        self, conversation: Conversation, session: Session, taken_over: bool = False
-    ) -> None:
+    async def write(self, conversation: Conversation, session: Session, last: bool = False) -> None:
         """A disk that is full is the operator's trouble, not the client's.
 
         Args:
-            taken_over: it is taken up again at once, if need be without the disk.
+            last: it has no row any more; what the disk refuses is held until it takes it.
         """
         assert conversation.path is not None, "sessions are kept"
         try:
@@ -103,12 +111,19 @@ class Saving:
         except TakenError:
             conversation.end(TAKEN_OVER, MOVED)
         except OSError:
-            conversation.changed = True
-            if taken_over:
-                self._unwritten[conversation.name] = conversation.path, session
+            if last:
+                self._hold(conversation.name, (conversation.path, session))
+
+    def _hold(self, name: str, unwritten: tuple[Path, Session]) -> None:
+        """Hold what the disk refused, as the newest of at most `most`."""
+        self._unwritten.pop(name, None)
+        self._unwritten[name] = unwritten
+        if len(self._unwritten) > self._most:
+            lost, _ = self._unwritten.pop(next(iter(self._unwritten)))
+            log.error("%s has lost its end: the disk takes none, and newer ones wait", lost.name)
 
     async def write_left(self) -> None:
-        """Try again to write what could not be written, and what was then not gone on with."""
+        """Try again to write what could not be written of those who have left."""
         for name in list(self._unwritten):
             await self._write_again(name)
 
@@ -155,6 +170,8 @@ class Saving:
             here: a view of the conversations that there are.
             take: one as it is now, unless it has left.
         """
+        unsaved = self._metrics.unsaved  # asked for, not set here: the disk may hang
+        unsaved.set_function(lambda: max((each.unsaved_s for each in here), default=0.0))
         pause, looked, tried = min(self._every / 10, 1.0), -EXPIRE_S, time.monotonic()
         while True:
             if time.monotonic() - tried > self._every:
@@ -167,9 +184,6 @@ class Saving:
                 due = time.monotonic() - each.saved_at > self._every - 2 * pause
                 if due and self.wanted(each) and (session := await take(each)) is not None:
                     await self.write(each, session)
-            now = time.monotonic()
-            waiting = [now - each.unsaved_since for each in here if each.unsaved_since is not None]
-            self._metrics.unsaved.set(max(waiting, default=0))
             await asyncio.sleep(pause)
 
     async def _expire(self) -> None:

@@ -29,15 +29,26 @@ class Seats:
         if self.stopping:
             raise RefusedError(503, "stopping", "the server is stopping")
 
-    def claim(self) -> None:
+    def claim(self, before: Conversation | None = None) -> None:
         """Take a seat: a row, before the model's thread has given one.
+
+        Args:
+            before: the same conversation with another client, which leaves its seat to this one.
 
         Raises:
             RefusedError: none is left.
         """
+        if before is not None and before.seated:
+            before.seated = False
+            return
         if not self.left:
             raise RefusedError(503, "full", "all conversations are taken; try again later")
         self.left -= 1
+
+    def give_back(self, conversation: Conversation) -> None:
+        """Others may have a conversation's seat, unless it has none any more."""
+        self.left += conversation.seated
+        conversation.seated = False
 
     async def move(self, name: str) -> None:
         """End a conversation, if it is here, that goes on elsewhere; then it is on disk."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ class Sessions:
         keep: seconds after which a session that nobody came back to is deleted.
 
     Raises:
-        ValueError: `folder` cannot be written to.
+        ValueError: `folder` cannot be written to, or has no hard links.
     """
 
     def __init__(self, folder: Path, keep: float) -> None:
@@ -62,6 +63,7 @@ class Sessions:
         make_folder("--sessions", folder)
         if new:
             folder.chmod(0o700)
+        _check_links(folder)
         self.folder, self._keep = folder, keep
 
     def path(self, name: str) -> Path:
@@ -92,6 +94,7 @@ class Sessions:
             raise UnknownError("no such session")
         path = self._path(hashed, taken + 1)
         try:
+            os.utime(before)  # somebody came back: `expire` begins to count anew
             os.link(before, path)  # fails where the path is there: one server alone gets it
         except (FileExistsError, FileNotFoundError):
             raise TakenError("another server takes the session up") from None
@@ -140,6 +143,19 @@ class Sessions:
         """How often a session was taken up, for each of its files."""
         names = [entry.name for entry in os.scandir(self.folder) if entry.name.startswith(hashed)]
         return [int(match[2] or 0) for match in map(FILE.fullmatch, names) if match]
+
+
+def _check_links(folder: Path) -> None:
+    """Make a hard link, as `Sessions.take` does; a kill meanwhile leaves what `expire` deletes."""
+    suffix = ".safetensors"
+    with tempfile.NamedTemporaryFile(prefix=".", suffix=suffix, dir=folder) as probe:
+        link = folder / f".{secrets.token_hex(4)}{suffix}"
+        try:
+            os.link(probe.name, link)
+        except OSError as error:
+            message = f"--sessions must be on a file system with hard links, got {folder}"
+            raise ValueError(f"{message}: {error.strerror}") from error
+        link.unlink()
 
 
 def _parts(path: Path) -> tuple[str, int]:
