@@ -46,6 +46,14 @@ def taken_over_in_vain(world: World) -> str:
     return name_of(world)
 
 
+def comes_back(world: World, seconds: float) -> None:
+    """Within so many seconds somebody goes on with all that was heard, from a disk that is full."""
+    world.connect("known", "pcm")
+    world.loop.pass_time(seconds)
+    assert world.guests[-1].refused is None and len(world.guests[-1].base) == HEARD
+    world.disk.full = False
+
+
 def test_it_is_written_once_there_is_room(world: World) -> None:
     name = taken_over_in_vain(world)
     world.disk.full = False
@@ -55,10 +63,7 @@ def test_it_is_written_once_there_is_room(world: World) -> None:
 
 def test_who_comes_again_before_that_gets_it(world: World) -> None:
     taken_over_in_vain(world)
-    world.connect("known", "pcm")
-    world.loop.pass_time(0.1)
-    assert world.guests[-1].refused is None and len(world.guests[-1].base) == HEARD
-    world.disk.full = False
+    comes_back(world, 0.1)
     world.settle()
 
 
@@ -139,20 +144,14 @@ def leaves(world: World) -> None:
 
 def test_who_comes_while_it_leaves_gets_it(world: World) -> None:
     leaves(world)
-    world.connect("known", "pcm")
-    world.loop.pass_time(5)
-    assert world.guests[-1].refused is None and len(world.guests[-1].base) == HEARD
-    world.disk.full = False
+    comes_back(world, 5)
 
 
 def test_who_comes_after_it_left_gets_it(world: World) -> None:
     leaves(world)
     world.loop.pass_time(5)
     assert not world.host._seats.here
-    world.connect("known", "pcm")
-    world.loop.pass_time(5)
-    assert world.guests[-1].refused is None and len(world.guests[-1].base) == HEARD
-    world.disk.full = False
+    comes_back(world, 5)
 
 
 def test_what_another_server_asked_for_is_not_lost(world: World) -> None:
