@@ -10,27 +10,25 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from launch_files import FRAME, Checkpoint, add_model
 from launch_support import SMALL, free_port
 from ray_support import cluster, command, descendants, finish
-from serving_support import Client, connected, greedy, refused, until, voices
+from serving_support import connected, greedy, refused, until, voices
 from typer.testing import CliRunner
 
 from ttt_cache.cli import main
-from ttt_cache.session_file import read_session
 
 ray = pytest.importorskip("ray")
-from ray import serve  # noqa: E402
+from ray_server import SECRET, Two, ends, some  # noqa: E402
 
 from ttt_cache.serving.cluster import run as cluster_run  # noqa: E402
 
-ROWS, LENGTH, SECRET = 4, 24, "secret"
+ROWS, LENGTH = 4, 24
 
 
 def arguments(checkpoint: Checkpoint, port: int, *more: object, config: str = "") -> list[str]:
@@ -43,33 +41,6 @@ def arguments(checkpoint: Checkpoint, port: int, *more: object, config: str = ""
 def machine() -> Iterator[Any]:
     with cluster(cpus=2) as running:
         yield running
-
-
-class Two:
-    """A server of two replicas."""
-
-    def __init__(self, port: int, sessions: Path) -> None:
-        self.port, self.sessions = port, sessions
-
-    def url(self, session: str = "new", token: str = SECRET) -> str:
-        return f"http://localhost:{self.port}/api/chat?session={session}&token={token}"
-
-    def saved(self) -> list[int]:
-        """Frames of each session on disk."""
-        files = self.sessions.glob("[!.]*.safetensors")
-        return sorted(int(read_session(file)[0]["rows.gen.offsets"]) for file in files)
-
-    def whole(self) -> bool:
-        """Whether both replicas serve; Serve takes a moment to see that one was killed."""
-        deployed = serve.status().applications["ttt-cache"].deployments["replicas"]
-        running = deployed.replica_states.get("RUNNING", 0)
-        return running == len(descendants(os.getpid(), "ServeReplica")) == 2
-
-    def owners(self) -> dict[str, str]:
-        """Which replica has which conversation, as the registry knows it."""
-        registry = ray.get_actor("registry of ttt-cache", namespace="ttt_cache")
-        owners = ray.get(registry.__ray_call__.remote(lambda self: self._owners), timeout=10)
-        return {key: stay.replica for key, stay in owners.items()}
 
 
 @pytest.fixture(scope="module")
@@ -99,31 +70,6 @@ def run(coroutine: Any) -> None:
             await coroutine
 
     asyncio.run(limited())
-
-
-@contextlib.asynccontextmanager
-async def some(two: Two, count: int) -> AsyncIterator[list[Client]]:
-    """So many conversations, on both replicas: which of them one gets is left to chance."""
-    for _ in range(20):
-        async with contextlib.AsyncExitStack() as stack:
-            clients: list[Client] = []
-            for _ in range(40):
-                with contextlib.suppress(aiohttp.WSServerHandshakeError):  # that one is full
-                    clients.append(await stack.enter_async_context(connected(two.url())))
-                if len(clients) == count:
-                    break
-            if len(clients) == count and len(set(two.owners().values())) == 2:
-                yield clients
-                return
-        await until(lambda: not two.owners())
-    raise AssertionError("one of two replicas gets all")
-
-
-async def ends(client: Client) -> int | None:
-    """Wait until a connection is at its end; returns its close code."""
-    with contextlib.suppress(TypeError, aiohttp.ClientError):
-        await client.hear_for(20)
-    return client.socket.close_code
 
 
 def call(*words: object) -> Any:
